@@ -1,0 +1,22 @@
+"""Turn a pretrained multimodal LLM into one that runs in linear time.
+
+The names below load on first use, so that ``import linearize`` and the command line stay instant.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from linearize.api import load_student, load_teacher, run
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load_student", "load_teacher", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("load_student", "load_teacher", "run"):
+        from linearize import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'linearize' has no attribute '{name}'")

@@ -1,0 +1,196 @@
+"""linearize from Python: load a teacher, load a student, run a recipe. torch is imported when one of them is called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from linearize.display import Display, SilentDisplay
+from linearize.errors import CheckpointError, RecipeError
+from linearize.plan import Plan, check_draft, estimate_tokens
+from linearize.plugins import Plugins
+from linearize.protocols import TeacherAdapter
+from linearize.recipe.load import LoadedRecipe, describe_validation, draft_recipe
+from linearize.recipe.toml import to_inline
+from linearize.run_folder import RUNS, RunFolder, is_first_process
+from linearize.specs import FormatSpec, TeacherSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from linearize.distill.pipeline import RunResult
+
+Overrides = Sequence[str] | Mapping[str, Any]
+"""["stages.distill.steps=200"] as on the command line, or {"stages.distill.steps": 200}."""
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """A loaded teacher.
+
+    Attributes:
+        model: a transformers model in eval mode; ``generate()`` and ``forward()`` work as for any other.
+        processor: its transformers processor.
+        adapter: what linearize knows of it: its attention sites, their weights, how conversations become batches.
+    """
+
+    model: Any
+    processor: Any
+    adapter: TeacherAdapter
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedRecipe:
+    """A recipe without problems, its teacher's adapter (nothing loaded yet) and what it would do."""
+
+    recipe: LoadedRecipe
+    adapter: TeacherAdapter
+    plan: Plan
+
+    def with_tokens(self) -> CheckedRecipe:
+        """The same with the tokens of each stage estimated; draws a few conversations of the recipe's data."""
+        source = self.recipe.components["data"].build()
+        return CheckedRecipe(self.recipe, self.adapter, estimate_tokens(self.plan, source, self.adapter))
+
+
+def load_teacher(
+    type: str,
+    checkpoint: str | Path | None = None,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    **options: Any,
+) -> Teacher:
+    """The teacher that a recipe's ``[teacher]`` table with the same keys describes.
+
+    Args:
+        type: name of a registered teacher, such as "hovle".
+        checkpoint: what that teacher takes as a checkpoint: a folder, a hub id; None for its default.
+        dtype: of the weights.
+        options: other keys of the teacher's table.
+
+    Raises:
+        UnknownNameError: no installed plug-in brings such a teacher.
+        RecipeError: an option is unknown or has a wrong value.
+        CheckpointError: the checkpoint cannot be read.
+    """
+    import torch
+
+    plugins = Plugins.discover()
+    spec = plugins.registry.get(TeacherSpec, type, plugins.failures_hint())
+    if checkpoint is not None:
+        options["checkpoint"] = str(checkpoint)
+    config_class = spec.config_class()
+    try:
+        config = config_class.model_validate(options)
+    except ValidationError as error:
+        raise RecipeError(f"load_teacher('{type}')", describe_validation(error, config_class)) from None
+    adapter: TeacherAdapter = spec.builder()(config)
+    model = adapter.load(dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype, device=device)
+    return Teacher(model.eval(), adapter.processor(), adapter)
+
+
+def load_student(
+    folder: str | Path, *, dtype: str | torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> Any:
+    """The student in a folder: one that linearize saved, or one in a published format that a plug-in reads.
+
+    Args:
+        dtype: of the weights; None as they are stored.
+
+    Returns:
+        A transformers model in eval mode.
+
+    Raises:
+        CheckpointError: the folder is no student, or is damaged.
+        PluginError: a plug-in that the student needs is missing.
+    """
+    import torch
+
+    from linearize.student import modeling
+
+    path = Path(folder)
+    wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    published = _published_format(path)
+    if published is None:
+        return modeling.load_student(path, dtype=wanted, device=device)
+    model = published.builder()(published.config_class()()).read(path)
+    return model.to(device=device, dtype=wanted).eval()
+
+
+def check(recipe: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> CheckedRecipe:
+    """Checks all of a recipe that can be known without loading a weight.
+
+    Raises:
+        RecipeError: with every problem at once, by TOML path.
+    """
+    return CheckedRecipe(*check_draft(draft_recipe(recipe, override_texts(overrides), Plugins.discover())))
+
+
+def run(
+    recipe: str | Path | Mapping[str, Any],
+    overrides: Overrides = (),
+    *,
+    fresh: bool = False,
+    display: Display | None = None,
+) -> RunResult:
+    """Runs a recipe to its end, or goes on where an earlier process stopped: seed, distil, evaluate, save, report.
+
+    Args:
+        recipe: a TOML file, or the same tables as a mapping.
+        overrides: keys to change, each typed and checked.
+        fresh: start over; an existing run folder is kept beside under another name.
+        display: who is told; None prints nothing.
+
+    Returns:
+        The run folder, below ``runs/`` of the current directory, and the content of its report/results.json.
+
+    Raises:
+        RecipeError: the recipe has problems; lists them all, and nothing was loaded yet.
+        LinearizeError: anything else that the caller can put right; its text says how.
+    """
+    checked = check(recipe, overrides)
+    shown: Display = SilentDisplay() if display is None or not is_first_process() else display
+    folder = RunFolder(RUNS / checked.recipe.recipe.run.name)
+    if fresh and folder.path.exists() and is_first_process():
+        with folder.locked():
+            shown.note(f"the old run is kept in {folder.set_aside()}")
+    if not folder.done.exists():
+        checked = checked.with_tokens()
+
+    from linearize.distill.pipeline import run_pipeline
+
+    try:
+        return run_pipeline(checked.recipe, checked.adapter, checked.plan, folder, shown)
+    finally:
+        shown.close()
+
+
+def override_texts(overrides: Overrides) -> list[str]:
+    """Overrides as the "path.to.key=value" items of the command line, values in TOML."""
+    if isinstance(overrides, str):
+        raise TypeError(f"overrides are a list or a mapping; got the text {overrides!r}, write [{overrides!r}]")
+    if isinstance(overrides, Mapping):
+        return [f"{path}={to_inline(value)}" for path, value in overrides.items()]
+    return list(overrides)
+
+
+def _published_format(folder: Path) -> FormatSpec | None:
+    """The format that reads the folder; None where it is linearize's own."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        model_type = config["model_type"]
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder} holds no config.json, so it is no student; "
+            "give the student/ folder of a run or a published checkpoint"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} is no readable model configuration: {error!r}") from error
+    formats = Plugins.discover().registry.all(FormatSpec)
+    return next((spec for spec in formats if model_type in spec.model_types), None)

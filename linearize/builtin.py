@@ -1,0 +1,40 @@
+"""What the core itself registers, through the same hook as every plug-in."""
+
+from __future__ import annotations
+
+from linearize.hookspecs import Register, hookimpl
+from linearize.specs import DataSpec, LayoutSpec, ObjectiveSpec
+
+MMMAMBA_PAPER = "https://arxiv.org/abs/2502.13145"
+
+
+@hookimpl
+def linearize_register(register: Register) -> None:
+    """Layouts, objectives and the file data source."""
+    register(LayoutSpec(
+        name="all", build="linearize.layouts:AllLinear", source=MMMAMBA_PAPER,
+        summary="every site becomes linear"))  # fmt: skip
+    register(LayoutSpec(
+        name="every", build="linearize.layouts:EveryNth", config="linearize.layouts:EveryNthConfig",
+        source=MMMAMBA_PAPER,
+        summary="one site of every n keeps its attention, the first or the last of each block"))  # fmt: skip
+    register(LayoutSpec(
+        name="stacked", build="linearize.layouts:Stacked", config="linearize.layouts:StackedConfig",
+        source=MMMAMBA_PAPER,
+        summary="the first or the last n sites keep their attention"))  # fmt: skip
+    register(LayoutSpec(
+        name="keep", build="linearize.layouts:Keep", config="linearize.layouts:KeepConfig", source=MMMAMBA_PAPER,
+        summary="the listed sites keep their attention"))  # fmt: skip
+    register(ObjectiveSpec(
+        name="layer_mse", build="linearize.distill.objectives:LayerMse",
+        config="linearize.distill.options:LayerMseConfig",
+        source=MMMAMBA_PAPER,
+        summary="each mixer imitates its teacher attention on the teacher's own inputs"))  # fmt: skip
+    register(ObjectiveSpec(
+        name="logit_kl", build="linearize.distill.objectives:LogitKl",
+        config="linearize.distill.options:LogitKlConfig",
+        source=MMMAMBA_PAPER, summary="the whole student imitates the teacher's next-token distribution"))  # fmt: skip
+    register(DataSpec(
+        name="llava_json", build="linearize.data.llava_json:LlavaJsonSource",
+        config="linearize.data.llava_json:LlavaJsonConfig", source="https://arxiv.org/abs/2304.08485",
+        summary="JSON or JSONL records with image and conversations, and a folder of images"))  # fmt: skip

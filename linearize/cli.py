@@ -1,0 +1,200 @@
+"""The command line: parse, call, print. Heavy imports happen inside the commands, so that help is instant."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.table import Table
+
+import linearize
+from linearize.display import ConsoleDisplay, make_console
+from linearize.errors import LinearizeError
+
+if TYPE_CHECKING:
+    from linearize.plugins import PluginRecord
+
+INTERRUPTED = 130
+"""Exit status of a process that Ctrl-C ended, as shells count it."""
+
+app = typer.Typer(
+    name="linearize", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Turn a pretrained multimodal LLM into one that runs in linear time: seed, distil, evaluate, report.",
+)  # fmt: skip
+data_app = typer.Typer(no_args_is_help=True, help="Training data.")
+app.add_typer(data_app, name="data")
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a TOML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key, such as stages.distill.steps=200; may be repeated."),
+]
+
+
+def main() -> None:
+    """Entry point of ``linearize`` and ``python -m linearize``."""
+    app(prog_name="linearize")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"linearize {linearize.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over; the old run folder is kept beside.")] = False,
+) -> None:
+    """Seed, distil, evaluate, save and report. Killed? The same command goes on where it stopped."""
+    with _user_errors(how_to_go_on="Type the same command to go on from the last checkpoint."):
+        _quieten_libraries()
+        _hide_weight_bars()
+        from linearize import api
+
+        api.run(recipe, overrides or (), fresh=fresh, display=ConsoleDisplay())
+
+
+@app.command()
+def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Say everything that is wrong with a recipe, without loading a weight."""
+    with _user_errors():
+        _quieten_libraries()
+        from linearize import api
+
+        checked = api.check(recipe, overrides or ())
+        plan = checked.plan
+        stages = ", ".join(stage.stage.name for stage in plan.stages)
+        typer.echo(f"{recipe} is OK: {len(plan.linear)} of {len(plan.sites)} sites become linear; stages: {stages}")
+
+
+@app.command()
+def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Show what a recipe would do: sites, parameters trained per stage, tokens, memory. Loads no weight."""
+    with _user_errors():
+        _quieten_libraries()
+        from linearize import api
+
+        checked = api.check(recipe, overrides or ()).with_tokens()
+        ConsoleDisplay().plan(checked.recipe, checked.plan)
+
+
+@app.command()
+def plugins(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """List what is installed, from where, what it brings, and what failed to load and why."""
+    from linearize.plugins import Plugins
+
+    records = Plugins.discover().records
+    if as_json:
+        typer.echo(json.dumps([_plugin_as_json(record) for record in records], indent=2, ensure_ascii=False))
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("plug-in", "from", "kind", "name", "what it is"):
+        table.add_column(heading)
+    for record in records:
+        origin = f"{record.origin} {record.version}".strip()
+        rows_of = [(spec.kind, spec.name, spec.summary) for spec in record.specs] or [("", "", "brings nothing")]
+        if record.failure:
+            rows_of = [("", "", f"did not load: {record.failure}")]
+        for number, row in enumerate(rows_of):
+            table.add_row(*((record.name, origin) if number == 0 else ("", "")), *row)
+        table.add_section()
+    make_console().print(table)
+
+
+@app.command()
+def report(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/mmmamba-hovle.")],
+) -> None:
+    """Make the report of a run folder anew, finished or not."""
+    with _user_errors():
+        _quieten_libraries()
+        from linearize.report.page import write_report
+        from linearize.report.results import write_results
+
+        results = write_results(run_folder)
+        write_report(run_folder)
+        ConsoleDisplay().results(results, run_folder / "report" / "index.html")
+
+
+@data_app.command("export")
+def export(
+    recipe: RecipeFile,
+    count: Annotated[int, typer.Option("--count", min=1, help="How many conversations, from the first on.")],
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="A new or empty folder.")],
+    overrides: Overrides = None,
+) -> None:
+    """Write a recipe's conversations as files that data.type = "llava_json" reads back unchanged."""
+    with _user_errors(how_to_go_on="Type the same command to go on."):
+        _quieten_libraries()
+        from linearize.data.export import export_llava
+        from linearize.plugins import Plugins
+        from linearize.recipe.load import load_recipe
+
+        source = load_recipe(recipe, overrides or (), Plugins.discover()).components["data"].build()
+        with ConsoleDisplay().counting("export") as progress:
+            exported = export_llava(source, count, to, progress=lambda done: progress("conversations", done, count))
+        made = f"{exported.num_conversations:,} conversations with {exported.num_images:,} images"
+        typer.echo(f"{made}: {exported.records}")
+
+
+def _plugin_as_json(record: PluginRecord) -> dict[str, Any]:
+    components = [
+        {"kind": spec.kind, "name": spec.name, "summary": spec.summary, "source": spec.source} for spec in record.specs
+    ]
+    return {
+        "name": record.name, "origin": record.origin, "version": record.version, "failure": record.failure,
+        "components": components,
+    }  # fmt: skip
+
+
+@contextmanager
+def _user_errors(how_to_go_on: str = "") -> Iterator[None]:
+    """Turns what the user can put right, and Ctrl-C, into a text on stderr and an exit status."""
+    try:
+        yield
+    except LinearizeError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo(f"\nInterrupted. {how_to_go_on}".rstrip(), err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _quieten_libraries() -> None:
+    """Keeps other libraries' advice and bars out of the output; an environment that says otherwise wins.
+
+    linearize's own warnings go through the display or the logger "linearize", which this leaves alone.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for module in ("transformers", "torch", "accelerate", "fla", "mamba_ssm", "triton"):
+        warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
+
+
+def _hide_weight_bars() -> None:
+    """Hides transformers' bars over weight files, which would break into ours; downloads keep theirs."""
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    enable_progress_bars()

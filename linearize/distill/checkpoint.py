@@ -1,0 +1,137 @@
+"""Checkpoints that are whole or not there: written beside, hashed, two kept, read without executing anything."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from linearize.errors import RunError
+
+KEPT = 2
+PREFIX = "step-"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The state of a stage after ``step`` optimizer steps.
+
+    Attributes:
+        weights: every mixer parameter, trained in this stage or not.
+        optimizer: flat optimizer state.
+        progress: plain numbers (tokens, seconds, first loss); JSON-able.
+    """
+
+    step: int
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    progress: dict[str, Any]
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Adds a checkpoint to ``folder`` and removes all but the newest two.
+
+    It is written beside its place, with a hash of every file, flushed to the disk and renamed: a kill or a full disk at
+    any moment leaves the older ones as they were.
+
+    Raises:
+        RunError: the disk is full or not writable; says what to do.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"{PREFIX}{checkpoint.step:08d}"
+    partial = folder / f".{final.name}.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        save_file({k: v.contiguous() for k, v in checkpoint.weights.items()}, partial / "weights.safetensors")
+        save_file({k: v.contiguous() for k, v in checkpoint.optimizer.items()}, partial / "optimizer.safetensors")
+        (partial / "progress.json").write_text(json.dumps(checkpoint.progress), encoding="utf-8")
+        hashes = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
+        manifest = {"step": checkpoint.step, "sha256": hashes}
+        (partial / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        for path in partial.iterdir():
+            _flush(path)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        _flush(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise RunError(
+            f"cannot write checkpoint {final.name} to {folder}: {error}. Earlier checkpoints are whole: "
+            "make room or fix the permissions and type the same command again"
+        ) from error
+    for old in _folders(folder)[:-KEPT]:
+        shutil.rmtree(old)
+
+
+def read_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint, and a line for each damaged one that was passed over."""
+    found: Checkpoint | None = None
+    damaged: list[str] = []
+    for path in reversed(_folders(folder)):
+        try:
+            found = _read(path)
+            break
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            damaged.append(f"checkpoint {path} is damaged ({error})")
+    instead = "no other is whole, so the stage starts over" if found is None else f"step {found.step} is used instead"
+    return found, [f"{line}; {instead}" for line in damaged]
+
+
+def _read(path: Path) -> Checkpoint:
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    if path.name != f"{PREFIX}{manifest['step']:08d}":
+        raise ValueError(f"manifest.json is of step {manifest['step']}")
+    for name, expected in manifest["sha256"].items():
+        found = _sha256(path / name)
+        if found != expected:
+            raise ValueError(f"{name} has hash {found[:12]}, {expected[:12]} was written")
+    return Checkpoint(
+        step=int(manifest["step"]),
+        weights=load_file(path / "weights.safetensors"),
+        optimizer=load_file(path / "optimizer.safetensors"),
+        progress=json.loads((path / "progress.json").read_text(encoding="utf-8")),
+    )
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never a part.
+
+    Raises:
+        RunError: the disk is full or not writable.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        _flush(partial)
+        partial.replace(path)
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path}: {error}. Make room or fix the permissions, then type the same command again"
+        ) from error

@@ -1,0 +1,233 @@
+"""One optimizer-step loop on Accelerate, for every objective; it resumes to the sample and to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from linearize.data.conversation import Conversation
+from linearize.data.prefetch import prefetch
+from linearize.data.stream import micro_batches
+from linearize.distill.checkpoint import Checkpoint, read_latest, write_checkpoint, write_json
+from linearize.distill.losses import SiteError
+from linearize.distill.metrics import Progress, StageLog
+from linearize.distill.objectives import Measured, Objective
+from linearize.distill.optimize import StageOptimizer
+from linearize.errors import RunError
+from linearize.plan import StagePlan
+from linearize.protocols import Batch
+from linearize.student.convert import linearized_sites
+
+
+class StageListener(Protocol):
+    """Who is told how a stage goes: the progress display."""
+
+    def step(self, step: int, line: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl."""
+        ...
+
+    def warn(self, text: str) -> None:
+        """Something that a person should read although the run goes on."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StageContext:
+    """All that one stage needs.
+
+    Attributes:
+        draw: the conversation of a sample number; sample numbers run on through all stages.
+        num_tokens: length of a conversation in tokens.
+        collate: conversations to a batch on the CPU.
+        first_sample: sample number of the stage's first conversation.
+        key: hash of all that determines this stage's result.
+        checkpoint_every, log_every: in optimizer steps.
+    """
+
+    model: nn.Module
+    accelerator: Accelerator
+    plan: StagePlan
+    objective: Objective
+    draw: Callable[[int], Conversation]
+    num_tokens: Callable[[Conversation], int]
+    collate: Callable[[Sequence[Conversation]], Batch]
+    first_sample: int
+    folder: Path
+    key: str
+    checkpoint_every: int
+    log_every: int
+    listener: StageListener
+
+
+def mixer_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every mixer parameter of the model by "site.parameter"; what checkpoints hold."""
+    return {
+        f"{module.site.index}.{name}": parameter.detach()
+        for module in linearized_sites(model)
+        if module.mixer is not None
+        for name, parameter in module.mixer.named_parameters()
+    }
+
+
+def load_mixer_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Puts back what ``mixer_tensors`` gave.
+
+    Raises:
+        RunError: the tensors are not those of this model's mixers.
+    """
+    own = mixer_tensors(model)
+    if own.keys() != tensors.keys():
+        odd = sorted(own.keys() ^ tensors.keys())[:4]
+        raise RunError(
+            f"the checkpoint's mixers are not this recipe's: {', '.join(odd)} stand on one side only. "
+            "Start with --fresh"
+        )
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)
+
+
+def run_stage(context: StageContext) -> dict[str, Any]:
+    """Runs a stage from its newest whole checkpoint, or from the model as it stands, and returns its summary.
+
+    The summary is also written to ``done.json``; the model's mixers then hold the stage's result.
+
+    Raises:
+        RunError: training diverged, or the disk is full.
+    """
+    stage = context.plan.stage
+    trained = _free_parameters(context)
+    optimizer = StageOptimizer(stage, trained, _decay_constants(context.model))
+    progress = _resume(context, optimizer)
+    log = StageLog(context.folder, progress, writes=context.accelerator.is_main_process)
+    with prefetch(_steps(context, progress.step), depth=2) as steps:
+        for batches in steps:
+            measured, tokens = _gradients(context, batches, trained)
+            lr = optimizer.step(progress.step)
+            log.add(measured, tokens)
+            is_last = progress.step == stage.steps
+            is_checkpoint = is_last or progress.step % context.checkpoint_every == 0
+            if is_checkpoint or progress.step % context.log_every == 0:
+                line = log.line(lr)
+                if context.accelerator.is_main_process:
+                    log.write(line)
+                    context.listener.step(progress.step, line)
+            if is_checkpoint:
+                _save(context, optimizer, progress)
+    return _finish(context, progress)
+
+
+def _free_parameters(context: StageContext) -> dict[str, nn.Parameter]:
+    """Freezes the whole model but the stage's parameters, which it returns by "site.parameter"."""
+    context.model.requires_grad_(False)
+    trained: dict[str, nn.Parameter] = {}
+    for module in linearized_sites(context.model):
+        if module.site.index in context.plan.sites and module.mixer is not None:
+            parameters = dict(module.mixer.named_parameters())
+            trained.update({f"{module.site.index}.{name}": parameters[name] for name in context.plan.trained})
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+    return trained
+
+
+def _decay_constants(model: nn.Module) -> set[str]:
+    """Names, as "site.parameter", of every mixer parameter with the role "decay"."""
+    return {
+        f"{module.site.index}.{name}"
+        for module in linearized_sites(model)
+        if module.mixer is not None
+        for name, roles in module.mixer.roles().items()  # type: ignore[operator]
+        if "decay" in roles
+    }
+
+
+def _resume(context: StageContext, optimizer: StageOptimizer) -> Progress:
+    checkpoint, damaged = read_latest(context.folder / "checkpoints")
+    for line in damaged:
+        context.listener.warn(line)
+    if checkpoint is None:
+        return Progress()
+    load_mixer_tensors(context.model, checkpoint.weights)
+    optimizer.load_state_tensors(checkpoint.optimizer)
+    return Progress(**checkpoint.progress)
+
+
+def _steps(context: StageContext, first_step: int) -> Iterator[list[Batch]]:
+    """This process's share of every optimizer step from ``first_step`` on, in batches of rows of similar length."""
+    stage = context.plan.stage
+    rank, world = context.accelerator.process_index, context.accelerator.num_processes
+    for step in range(first_step, stage.steps):
+        start = context.first_sample + step * stage.batch_size
+        own = [context.draw(sample) for sample in range(start + rank, start + stage.batch_size, world)]
+        groups = micro_batches(own, context.num_tokens, max_padding=stage.max_padding, max_tokens=stage.max_tokens)
+        yield [context.collate(group) for group in groups]
+
+
+def _gradients(
+    context: StageContext, batches: Sequence[Batch], trained: Mapping[str, nn.Parameter]
+) -> tuple[Measured, int]:
+    """Gradients of one optimizer step, the mean over all batches of all processes; returns measurements and tokens."""
+    accelerator = context.accelerator
+    own_tokens = sum(int(batch.inputs["attention_mask"].sum()) for batch in batches)
+    weight, tokens = _sum_over_processes(accelerator, sum(map(context.objective.weight, batches)), own_tokens)
+    step = Measured()
+    for batch in batches:
+        with accelerator.autocast():
+            moved = batch.to(accelerator.device)
+            step.merge(context.objective.backward(context.model, moved, context.plan.sites, max(weight, 1)))
+    if accelerator.num_processes > 1:
+        # No DDP wrapper: sites backpropagate one by one, which DDP's reducer silently gets wrong.
+        for parameter in trained.values():
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = accelerator.reduce(gradient, reduction="sum")
+        step.loss = accelerator.reduce(torch.as_tensor(step.loss, device=accelerator.device), reduction="sum")
+        if context.objective.is_layerwise:
+            _sum_site_errors(accelerator, step, context.plan.sites)
+    return step, tokens
+
+
+def _sum_over_processes(accelerator: Accelerator, *counts: int) -> list[int]:
+    if accelerator.num_processes == 1:
+        return list(counts)
+    totals = torch.tensor(counts, dtype=torch.int64, device=accelerator.device)
+    return [int(total) for total in accelerator.reduce(totals, reduction="sum").tolist()]
+
+
+def _sum_site_errors(accelerator: Accelerator, step: Measured, sites: Sequence[int]) -> None:
+    """Makes each site's error that of all processes; one that had no conversation in this step counts nothing."""
+    errors = [step.sites.setdefault(index, SiteError()) for index in sites]
+    sums = [[float(error.squared_error), float(error.variance)] for error in errors]
+    reduced = accelerator.reduce(torch.tensor(sums, dtype=torch.float64, device=accelerator.device), reduction="sum")
+    for error, (squared_error, variance) in zip(errors, reduced.tolist(), strict=True):
+        error.squared_error, error.variance = squared_error, variance
+
+
+def _save(context: StageContext, optimizer: StageOptimizer, progress: Progress) -> None:
+    if context.accelerator.is_main_process:
+        state = Checkpoint(progress.step, mixer_tensors(context.model), optimizer.state_tensors(), progress.state())
+        write_checkpoint(context.folder / "checkpoints", state)
+    context.accelerator.wait_for_everyone()
+
+
+def _finish(context: StageContext, progress: Progress) -> dict[str, Any]:
+    summary = {
+        "key": context.key,
+        "name": context.plan.stage.name,
+        "objective": context.plan.objective,
+        "steps": progress.step,
+        "seconds": round(progress.seconds, 3),
+        "tokens": progress.tokens,
+        "trained_parameters": context.plan.num_trained,
+        "first_loss": progress.first_loss,
+        "last_loss": progress.last_loss,
+        "first_sites": progress.first_sites,
+        "sites": progress.last_sites,
+    }
+    if context.accelerator.is_main_process:
+        write_json(context.folder / "done.json", summary)
+    return summary

@@ -1,0 +1,173 @@
+"""What a stage minimises. An objective runs forward and backward of one micro-batch and reports what it measured."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from linearize.distill.losses import SiteError, kl_backward
+from linearize.distill.options import LayerMseConfig, LogitKlConfig
+from linearize.protocols import TOKEN_PAD, TOKEN_TEXT, Batch
+from linearize.student.convert import linearized_sites, observe, teacher_route
+from linearize.student.site import SiteCapture
+
+
+@dataclass(slots=True)
+class Measured:
+    """What one micro-batch contributed: its share of the step's loss, and each site's error where sites have one."""
+
+    loss: Tensor | float = 0.0
+    sites: dict[int, SiteError] = field(default_factory=dict)
+
+    def merge(self, other: Measured) -> None:
+        """Adds what another micro-batch contributed."""
+        self.loss = self.loss + other.loss
+        for index, error in other.sites.items():
+            self.sites.setdefault(index, SiteError()).merge(error)
+
+
+class Objective(Protocol):
+    """How a stage turns a batch into gradients."""
+
+    is_layerwise: ClassVar[bool]
+    """True where sites are independent: each is trained on the teacher's own inputs."""
+
+    def weight(self, batch: Batch) -> int:
+        """How much the batch counts in the step's mean: tokens, or conversations."""
+        ...
+
+    def backward(self, model: nn.Module, batch: Batch, sites: Collection[int], total_weight: float) -> Measured:
+        """Adds the gradients of this batch's share of the loss to the parameters that require them."""
+        ...
+
+
+class LayerMse:
+    """Each mixer against its teacher attention, on the teacher's own inputs (mmMamba, stages 1 and 2).
+
+    The teacher runs once without grad. At each site the captured input goes through the mixer, and its loss is
+    backpropagated at once, so that one site's graph exists at a time.
+    """
+
+    is_layerwise: ClassVar[bool] = True
+
+    def __init__(self, config: LayerMseConfig) -> None:
+        self.config = config
+
+    def weight(self, batch: Batch) -> int:
+        """Tokens that count."""
+        return int(self._counted(batch).sum())
+
+    def backward(self, model: nn.Module, batch: Batch, sites: Collection[int], total_weight: float) -> Measured:
+        """One pass of the teacher; loss and backward at every site."""
+        counted_BT = self._counted(batch)
+        measured = Measured()
+        projections = {slot.site.index: slot.o_proj for slot in linearized_sites(model)}
+
+        def at_site(capture: SiteCapture, mixer: nn.Module) -> None:
+            project = projections[capture.site.index] if self.config.space == "output" else nn.Identity()
+            share = 1 / len(sites) if self.config.reduction == "mean" else 1.0
+            with torch.enable_grad():  # the teacher around it runs without
+                loss, error = self._site_loss(capture, mixer, project, counted_BT)
+                scaled = loss * (self.config.scale * share / total_weight)
+                scaled.backward()
+            measured.loss = measured.loss + scaled.detach()
+            measured.sites.setdefault(capture.site.index, SiteError()).add(*error)
+
+        with observe(model, at_site, sites), torch.no_grad(), without_logits(model):
+            model(**batch.inputs, use_cache=False)
+        return measured
+
+    def _counted(self, batch: Batch) -> Tensor:
+        if self.config.tokens == "all":
+            return torch.ones_like(batch.loss_mask_BT)
+        return batch.token_kind_BT != TOKEN_PAD
+
+    def _site_loss(
+        self, capture: SiteCapture, mixer: nn.Module, project: nn.Module, counted_BT: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        valid_BT = None if self.config.tokens == "all" else capture.valid_BT
+        y_BTNV, _ = mixer(capture.x_BTD, valid_BT=valid_BT, position=capture.position)
+        prediction_PX = project(y_BTNV.flatten(2)[counted_BT])
+        target_PX = project(capture.target_BTNV.flatten(2)[counted_BT]).detach()
+        squared_PX = (prediction_PX.float() - target_PX.float()).square()
+        loss = squared_PX.mean(dim=-1).sum()
+        if self.config.normalize == "variance":
+            loss = loss / target_PX.float().square().mean().clamp_min(1e-12)
+        return loss, (squared_PX, target_PX)
+
+
+class LogitKl:
+    """The student's next-token distribution against the teacher's, the student on its own hidden states (stage 3)."""
+
+    is_layerwise: ClassVar[bool] = False
+
+    def __init__(self, config: LogitKlConfig) -> None:
+        self.config = config
+
+    def weight(self, batch: Batch) -> int:
+        """Predictions that count, or conversations when the loss is normalised by batch."""
+        return batch.loss_mask_BT.shape[0] if self.config.normalize == "batch" else int(self._predicting(batch).sum())
+
+    def backward(self, model: nn.Module, batch: Batch, sites: Collection[int], total_weight: float) -> Measured:
+        """One pass of the teacher without grad, one of the student, and the chunked KL between them."""
+        predicting_BT = self._predicting(batch)
+        with torch.no_grad(), teacher_route(model):
+            teacher_PD = final_hidden(model, batch)[predicting_BT]
+        student_PD = final_hidden(model, batch)[predicting_BT]
+        loss = kl_backward(
+            model.get_output_embeddings(),  # type: ignore[operator]
+            teacher_PD,
+            student_PD,
+            divisor=total_weight,
+            temperature=self.config.temperature,
+            reverse=self.config.direction == "reverse",
+            chunk=self.config.chunk_tokens,
+        )
+        return Measured(loss)
+
+    def _predicting(self, batch: Batch) -> Tensor:
+        """[B, T], True where the logits of a position count: those that predict a token which counts."""
+        kind_BT = batch.token_kind_BT
+        if self.config.tokens == "all":
+            return torch.ones_like(batch.loss_mask_BT)
+        wanted_BT = {
+            "answers": batch.loss_mask_BT,
+            "text": kind_BT == TOKEN_TEXT,
+            "valid": kind_BT != TOKEN_PAD,
+        }[self.config.tokens]
+        predicting_BT = torch.zeros_like(wanted_BT)
+        predicting_BT[:, :-1] = wanted_BT[:, 1:] & (kind_BT[:, :-1] != TOKEN_PAD)
+        return predicting_BT
+
+
+def final_hidden(model: nn.Module, batch: Batch) -> Tensor:
+    """What the output projection would get: final hidden states [B, T, D]; no logit is computed."""
+    kept: list[Tensor] = []
+    with without_logits(model, kept):
+        model(**batch.inputs, use_cache=False)
+    return kept[0]
+
+
+@contextmanager
+def without_logits(model: nn.Module, kept: list[Tensor] | None = None) -> Iterator[None]:
+    """Inside, the output projection gets no token; its input is put into ``kept``.
+
+    A hook and not `logits_to_keep`: every transformers model has output embeddings, but not all have that argument.
+    """
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+
+    def empty(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if kept is not None:
+            kept.append(args[0])
+        return (args[0][:, :0], *args[1:])
+
+    hook = head.register_forward_pre_hook(empty)
+    try:
+        yield
+    finally:
+        hook.remove()

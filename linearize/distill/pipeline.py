@@ -1,0 +1,236 @@
+"""A run from recipe to report: what is done is found done, what is left is done, in order."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from linearize.data.stream import SampleStream
+from linearize.display import Display
+from linearize.distill.checkpoint import read_latest, write_json
+from linearize.distill.loop import StageContext, load_mixer_tensors, run_stage
+from linearize.distill.seeding import hash_weights, seed_student, summarise
+from linearize.environment import describe_environment
+from linearize.errors import RunError
+from linearize.evaluate.runner import evaluate
+from linearize.plan import Plan, StagePlan
+from linearize.protocols import TeacherAdapter
+from linearize.recipe.load import LoadedRecipe, fingerprint
+from linearize.report.page import write_report
+from linearize.report.results import write_results
+from linearize.run_folder import RunFolder, disk_errors, is_first_process
+from linearize.student.convert import linearized_sites
+from linearize.student.modeling import save_student
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """Where a finished run lies and what it found; ``results`` is the content of report/results.json."""
+
+    folder: Path
+    results: Mapping[str, Any]
+
+
+def run_pipeline(
+    recipe: LoadedRecipe, adapter: TeacherAdapter, plan: Plan, folder: RunFolder, display: Display
+) -> RunResult:
+    """Seeds, distils, evaluates, saves and reports; goes on from wherever an earlier process stopped.
+
+    Raises:
+        RunError: the folder cannot be used, the disk is full, or training diverged.
+        CheckpointError: the teacher cannot be loaded.
+    """
+    is_first = is_first_process()
+    with disk_errors(folder.path), folder.locked() if is_first else nullcontext():
+        if is_first:
+            folder.claim(recipe)
+        if folder.done.exists():
+            display.note(f"This run is finished: {folder.path}. Start over with --fresh.")
+            return RunResult(folder.path, _read_results(folder))
+        accelerator = make_accelerator(recipe)
+        if accelerator.is_main_process:
+            write_json(folder.environment, describe_environment(accelerator.device))
+        model = load_teacher_model(recipe, adapter, accelerator.device)
+        if accelerator.is_main_process:
+            teacher = _same_teacher(folder, model)
+        reports = seed_student(model, adapter, recipe, plan, accelerator.device)
+        if accelerator.is_main_process:
+            write_json(folder.seeding, {"teacher_sha256": teacher, **summarise(reports)})
+        display.plan(recipe, plan, model, accelerator.device)
+        key = _run_stages(recipe, adapter, plan, folder, display, accelerator, model)
+        if accelerator.is_main_process:
+            _cast_mixers(recipe, model)
+            _evaluate(recipe, adapter, folder, display, model, key)
+            results = write_results(folder.path)
+            origin = {"recipe": recipe.tables(), "results": _scores(results)}
+            save_student(model, folder.student, adapter.processor(), origin)
+            display.note(f"student saved: {folder.student}")
+            write_report(folder.path)
+            write_json(folder.done, {"key": key})
+            display.results(results, folder.report / "index.html")
+        accelerator.wait_for_everyone()
+        return RunResult(folder.path, _read_results(folder))
+
+
+def make_accelerator(recipe: LoadedRecipe) -> Accelerator:
+    """The accelerator of this process.
+
+    Raises:
+        RunError: a GPU is asked for that is not there, or a launcher's processes do not see each other.
+    """
+    run = recipe.recipe.run
+    if run.device == "cuda" and not torch.cuda.is_available():
+        raise RunError('run.device = "cuda" asked for, but torch sees no GPU here; use "auto" or "cpu"')
+    if run.num_threads is not None:
+        torch.set_num_threads(run.num_threads)
+    on_cpu = run.device == "cpu" or not torch.cuda.is_available()
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision="bf16" if run.dtype == "bfloat16" else "no")
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != launched:
+        raise RunError(
+            f"{launched} processes were launched but each works alone (accelerate sees {accelerator.num_processes}); "
+            "on CPUs set ACCELERATE_USE_CPU=true before torchrun"
+        )
+    return accelerator
+
+
+def load_teacher_model(recipe: LoadedRecipe, adapter: TeacherAdapter, device: torch.device) -> nn.Module:
+    """The teacher in the recipe's dtype, in eval mode: dropout would make teacher and student disagree by chance."""
+    model: nn.Module = adapter.load(dtype=getattr(torch, recipe.recipe.run.dtype), device=device)
+    return model.eval()
+
+
+def _same_teacher(folder: RunFolder, model: nn.Module) -> str:
+    """The hash of the teacher's weights.
+
+    Raises:
+        RunError: the run began with other ones. The recipe names the teacher's files, and their content may change.
+    """
+    found = hash_weights(model)
+    try:
+        before = json.loads(folder.seeding.read_text(encoding="utf-8")).get("teacher_sha256", found)
+    except (OSError, ValueError, AttributeError):
+        return found
+    if before != found:
+        raise RunError(
+            f"{folder.path} was begun with another teacher: its weights had hash {before[:12]}, now {found[:12]}. "
+            "Put the teacher's files back as they were, or start over with --fresh, which keeps the old folder beside"
+        )
+    return found
+
+
+def _run_stages(
+    recipe: LoadedRecipe,
+    adapter: TeacherAdapter,
+    plan: Plan,
+    folder: RunFolder,
+    display: Display,
+    accelerator: Accelerator,
+    model: nn.Module,
+) -> str:
+    """Runs what is left of the stages and returns the key of the last one; the model then holds its result."""
+    source = recipe.components["data"].build()
+    stream = SampleStream(source, seed=recipe.recipe.run.seed, shuffle=getattr(source, "shuffle", False))
+    key = _first_key(recipe)
+    first_sample = 0
+    for number, planned in enumerate(plan.stages):
+        key = fingerprint([key, recipe.tables()["stages"][number]])
+        path = folder.stage(number, planned.stage.name)
+        summary = _finished(path, key, planned, model)
+        if summary is None:
+            display.stage_started(number, planned)
+            context = StageContext(
+                model=model,
+                accelerator=accelerator,
+                plan=planned,
+                objective=recipe.components[f"stages.{number}.objective"].build(),
+                draw=stream.__getitem__,
+                num_tokens=adapter.num_tokens,
+                collate=adapter.batch,
+                first_sample=first_sample,
+                folder=path,
+                key=key,
+                checkpoint_every=recipe.recipe.run.checkpoint_every,
+                log_every=recipe.recipe.run.log_every,
+                listener=display,
+            )
+            summary = run_stage(context)
+        display.stage_finished(number, summary)
+        first_sample += planned.stage.steps * planned.stage.batch_size
+    return key
+
+
+def _first_key(recipe: LoadedRecipe) -> str:
+    """Hash of all that determines the student before its first stage and the samples that it will see."""
+    tables = recipe.tables()
+    run = {name: tables["run"][name] for name in ("seed", "dtype")}
+    return fingerprint([run, tables["teacher"], tables["student"], tables["data"]])
+
+
+def _finished(path: Path, key: str, planned: StagePlan, model: nn.Module) -> dict[str, Any] | None:
+    """The summary of a stage that is done, its result loaded into the model; None when there is work left."""
+    try:
+        summary: dict[str, Any] = json.loads((path / "done.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+    # Damage is the loop's to tell, which then takes the stage's last steps again.
+    checkpoint, _ = read_latest(path / "checkpoints")
+    if summary["key"] != key or checkpoint is None or checkpoint.step != planned.stage.steps:
+        return None
+    load_mixer_tensors(model, checkpoint.weights)
+    return summary
+
+
+def _cast_mixers(recipe: LoadedRecipe, model: nn.Module) -> None:
+    """Gives trained float32 mixers the dtype of the rest, so that what is evaluated is what is saved."""
+    for site in linearized_sites(model):
+        if site.mixer is not None:
+            site.mixer.to(getattr(torch, recipe.recipe.run.dtype))
+
+
+def _evaluate(
+    recipe: LoadedRecipe, adapter: TeacherAdapter, folder: RunFolder, display: Display, model: nn.Module, key: str
+) -> None:
+    table = recipe.recipe.evaluate
+    if not table.benchmarks:
+        return
+    types = [component.type for component in table.benchmarks]
+    names = [name if types.count(name) == 1 else f"{name}-{number + 1}" for number, name in enumerate(types)]
+    benchmarks = {name: recipe.components[f"evaluate.benchmarks.{number}"].build() for number, name in enumerate(names)}
+    with display.evaluation() as progress:
+        evaluate(
+            model,
+            adapter,
+            benchmarks,
+            batch_size=table.batch_size,
+            max_new_tokens=table.max_new_tokens,
+            folder=folder.evaluation,
+            progress=progress,
+            dial_questions=table.dial_questions,
+            num_examples=table.num_examples,
+            key=key,
+        )
+
+
+def _scores(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of the results that a model card shows."""
+    return {name: results.get(name) for name in ("average_retention", "tasks", "kl", "top1_agreement")}
+
+
+def _read_results(folder: RunFolder) -> Mapping[str, Any]:
+    try:
+        results: Mapping[str, Any] = json.loads(folder.results.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise RunError(
+            f"{folder.results} cannot be read ({error}); start with --fresh, which keeps the old folder beside"
+        ) from error
+    return results

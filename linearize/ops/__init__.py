@@ -1,0 +1,1 @@
+"""Linear recurrences: one plain-torch reference per family defines it; kernel backends must agree."""

@@ -1,0 +1,199 @@
+"""What a recipe would do: sites, what becomes linear, what each stage trains. No weight is loaded for it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from linearize.errors import LinearizeError
+from linearize.protocols import AttentionSite, TeacherAdapter
+from linearize.recipe.load import Draft, LoadedRecipe, finish_draft
+from linearize.recipe.model import Stage
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SAMPLES_FOR_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One stage as it would run.
+
+    Attributes:
+        sites: indices of the sites whose mixers take part.
+        trained: names of the trained parameters of one mixer (all mixers have the same).
+        num_trained: parameters trained over all sites that take part.
+        tokens: estimated valid tokens of the whole stage; None where it was not asked for.
+    """
+
+    stage: Stage
+    objective: str
+    sites: tuple[int, ...]
+    trained: tuple[str, ...]
+    num_trained: int
+    tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A recipe held against its teacher.
+
+    Attributes:
+        mixer_parameters: parameters of one site's mixer.
+        state_bytes: size of one sequence's recurrent state over all linear sites, in bytes; constant in its length.
+    """
+
+    sites: tuple[AttentionSite, ...]
+    linear: tuple[int, ...]
+    stages: tuple[StagePlan, ...]
+    mixer_parameters: int
+    state_bytes: int
+
+    def sites_with_mixer(self) -> tuple[int, ...]:
+        """Sites that get a mixer at all: the linear ones and those that only a stage trains."""
+        return tuple(sorted({*self.linear, *(index for stage in self.stages for index in stage.sites)}))
+
+
+def check_draft(draft: Draft) -> tuple[LoadedRecipe, TeacherAdapter, Plan]:
+    """Completes the check of a draft with all that needs the teacher's configuration.
+
+    Raises:
+        RecipeError: with every problem found here and before, by TOML path.
+    """
+    adapter = _build(draft, "teacher")
+    mixer: nn.Module | None = None
+    sites: Sequence[AttentionSite] = ()
+    if adapter is not None:
+        with _problem_at(draft, "teacher"):
+            sites = adapter.sites()
+    if sites and "student.mixer" in draft.components:
+        with _problem_at(draft, "student.mixer"):
+            mixer = meta_mixer(draft, sites[0])
+    linear = _linear_sites(draft, len(sites)) if sites else ()
+    stages = _plan_stages(draft, len(sites), linear, mixer) if mixer is not None else []
+    for path in ("data", *(p for p in draft.components if p.startswith("evaluate."))):
+        _build(draft, path)
+    state = 0
+    if mixer is not None:
+        with _problem_at(draft, "student.mixer"):
+            state = state_bytes(mixer, sites[0], _device(draft)) * len(linear)
+    recipe = finish_draft(draft)
+    assert adapter is not None
+    assert mixer is not None
+    return recipe, adapter, Plan(tuple(sites), tuple(linear), tuple(stages), count(mixer.parameters()), state)
+
+
+def meta_mixer(recipe: Draft | LoadedRecipe, site: AttentionSite) -> nn.Module:
+    """The recipe's mixer for one site, on the meta device."""
+    import torch
+
+    with torch.device("meta"):
+        mixer: nn.Module = recipe.components["student.mixer"].build(site)
+    return mixer
+
+
+def state_bytes(mixer: nn.Module, site: AttentionSite, device: str) -> int:
+    """Bytes of one sequence's state of one mixer, found by running it on one token.
+
+    The mixer moves from the meta device to the run's for it, with whatever numbers the memory holds: kernels need not
+    know meta, and one that cannot run on the device says so here.
+    """
+    import torch
+
+    with torch.no_grad():
+        _, state = mixer.to_empty(device=device)(torch.zeros(1, 1, site.hidden_size, device=device))
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+
+
+def select_parameters(roles: Mapping[str, Collection[str]], train: Sequence[str], freeze: Sequence[str]) -> list[str]:
+    """Names of the parameters that have a role in ``train`` and none in ``freeze``.
+
+    Raises:
+        ValueError: a role that no parameter has, or a selection that is empty; names the roles there are.
+    """
+    known = sorted({role for of_parameter in roles.values() for role in of_parameter})
+    unknown = [role for role in (*train, *freeze) if role not in known]
+    if unknown:
+        asked = ", ".join(map(repr, unknown))
+        raise ValueError(f"no parameter of the mixer has the role {asked}; there are: {', '.join(known)}")
+    chosen = [name for name, own in roles.items() if set(own) & set(train) and not set(own) & set(freeze)]
+    if not chosen:
+        raise ValueError(f"trains nothing: train = {list(train)} without freeze = {list(freeze)} leaves no parameter")
+    return chosen
+
+
+def count(parameters: Any) -> int:
+    """How many numbers the parameters hold."""
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def estimate_tokens(plan: Plan, source: Any, adapter: TeacherAdapter) -> Plan:
+    """The plan with each stage's tokens, from the mean length of a few conversations of the data."""
+    import dataclasses
+
+    size = SAMPLES_FOR_TOKENS if source.size is None else min(SAMPLES_FOR_TOKENS, source.size)
+    batch = adapter.batch([source[index] for index in range(size)])
+    per_conversation = float(batch.inputs["attention_mask"].sum()) / size
+    stages = (
+        dataclasses.replace(planned, tokens=round(per_conversation * planned.stage.batch_size * planned.stage.steps))
+        for planned in plan.stages
+    )
+    return dataclasses.replace(plan, stages=tuple(stages))
+
+
+def _device(draft: Draft) -> str:
+    """Where the run would compute on this machine."""
+    import torch
+
+    wanted = draft.recipe.run.device if draft.recipe is not None else "auto"
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _build(draft: Draft, path: str) -> Any:
+    component = draft.components.get(path)
+    if component is None:
+        return None
+    with _problem_at(draft, path):
+        return component.build()
+    return None
+
+
+def _linear_sites(draft: Draft, num_sites: int) -> Sequence[int]:
+    layout = _build(draft, "student.layout")
+    if layout is None:
+        return ()
+    with _problem_at(draft, "student.layout"):
+        linear: Sequence[int] = layout.linear_sites(num_sites)
+        if not linear:
+            raise ValueError(f"leaves no site linear; the teacher has {num_sites} sites 0..{num_sites - 1}")
+        return linear
+    return ()
+
+
+def _plan_stages(draft: Draft, num_sites: int, linear: Sequence[int], mixer: Any) -> list[StagePlan]:
+    roles = mixer.roles()
+    sizes = {name: parameter.numel() for name, parameter in mixer.named_parameters()}
+    plans = []
+    for number, stage in sorted(draft.stages.items()):
+        objective = draft.components.get(f"stages.{number}.objective")
+        with _problem_at(draft, f"stages.{number} ({stage.name}).train"):
+            trained = select_parameters(roles, stage.train, stage.freeze)
+            if stage.sites == "all" and objective is not None and not objective.spec.builder().is_layerwise:
+                raise ValueError(
+                    "sites = 'all' is for layer objectives; an objective on the whole student trains the sites that run"
+                )
+            indices = tuple(range(num_sites)) if stage.sites == "all" else tuple(linear)
+            num_trained = len(indices) * sum(sizes[name] for name in trained)
+            plans.append(StagePlan(stage, stage.objective.type, indices, tuple(trained), num_trained))
+    return plans
+
+
+@contextlib.contextmanager
+def _problem_at(draft: Draft, path: str) -> Any:
+    try:
+        yield
+    except (LinearizeError, ValueError) as error:
+        draft.problems.append(f"{path}: {error}")

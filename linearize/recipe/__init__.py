@@ -1,0 +1,1 @@
+"""The recipe: one TOML file that says all of a run, typed and checked before anything is loaded."""

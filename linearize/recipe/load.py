@@ -1,0 +1,282 @@
+"""From a recipe file to a checked, fully resolved recipe: every problem found before anything is run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from linearize.config import Config
+from linearize.errors import LinearizeError, RecipeError, did_you_mean
+from linearize.plugins import Plugins
+from linearize.recipe.model import Component, Recipe, Stage
+from linearize.recipe.toml import Table, apply_override, merge_named, read_tables
+from linearize.specs import (
+    BenchmarkSpec,
+    DataSpec,
+    LayoutSpec,
+    MixerSpec,
+    ObjectiveSpec,
+    ScheduleSpec,
+    SeederSpec,
+    Spec,
+    TeacherSpec,
+)
+
+COMPONENT_TABLES: Mapping[str, type[Spec]] = {
+    "teacher": TeacherSpec,
+    "student.mixer": MixerSpec,
+    "student.layout": LayoutSpec,
+    "student.seeder": SeederSpec,
+    "data": DataSpec,
+    "schedule": ScheduleSpec,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedComponent:
+    """One component of a recipe with its checked options."""
+
+    spec: Spec
+    config: Config
+
+    def build(self, *args: Any) -> Any:
+        """The component itself; imports its plug-in's code."""
+        return self.spec.builder()(self.config, *args)
+
+    def table(self) -> Table:
+        """The component as a TOML table, defaults written out."""
+        return {"type": self.spec.name, **self.config.model_dump(mode="json", exclude_none=True)}
+
+
+@dataclass(slots=True)
+class Draft:
+    """What is known of a recipe before its problems are raised; parts that are wrong are missing."""
+
+    name: str
+    tables: Table
+    problems: list[str] = field(default_factory=list)
+    components: dict[str, ResolvedComponent] = field(default_factory=dict)
+    stages: dict[int, Stage] = field(default_factory=dict)
+    recipe: Recipe | None = None
+
+    def raise_problems(self) -> None:
+        """Raises RecipeError when there is any problem."""
+        if self.problems:
+            raise RecipeError(self.name, self.problems)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRecipe:
+    """A recipe without problems; ``components`` by TOML path, such as "student.mixer" or "stages.0.objective"."""
+
+    name: str
+    recipe: Recipe
+    components: Mapping[str, ResolvedComponent]
+
+    def tables(self) -> Table:
+        """The resolved recipe as plain tables: every default written out, `schedule` expanded into `stages`."""
+        tables: Table = self.recipe.model_dump(mode="json", exclude_none=True, exclude={"schedule"})
+        for path, component in self.components.items():
+            if path != "schedule":
+                _put(tables, path, component.table())
+        return tables
+
+    def to_toml(self) -> str:
+        """The resolved recipe as TOML text; reading it back gives the same recipe."""
+        return tomli_w.dumps(self.tables())
+
+
+def draft_recipe(source: Path | str | Mapping[str, Any], overrides: Sequence[str], plugins: Plugins) -> Draft:
+    """Reads a recipe and checks all that can be known without a teacher; problems are collected, not raised.
+
+    Args:
+        source: a recipe file, or its tables.
+        overrides: "path.to.key=value" items, applied in order; those of `schedule` before its stages are made.
+
+    Raises:
+        RecipeError: the file cannot be read or an override does not apply.
+    """
+    if isinstance(source, str | Path):
+        name, tables = str(source), read_tables(Path(source))
+    else:
+        name, tables = "recipe", json.loads(json.dumps(source))
+    draft = Draft(name, tables)
+    for override in filter(_is_of_schedule, overrides):
+        apply_override(tables, override)
+    _expand_schedule(draft, plugins)
+    for override in overrides:
+        if not _is_of_schedule(override):
+            apply_override(tables, override)
+    _check_core_tables(draft)
+    for path, table, kind in _component_tables(draft.tables):
+        resolved = _resolve_component(draft, path, table, kind, plugins)
+        if resolved is not None:
+            draft.components[path] = resolved
+    return draft
+
+
+def finish_draft(draft: Draft) -> LoadedRecipe:
+    """The recipe of a draft without problems.
+
+    Raises:
+        RecipeError: there are problems; lists them all.
+    """
+    draft.raise_problems()
+    assert draft.recipe is not None
+    return LoadedRecipe(draft.name, draft.recipe, draft.components)
+
+
+def load_recipe(source: Path | str | Mapping[str, Any], overrides: Sequence[str], plugins: Plugins) -> LoadedRecipe:
+    """A recipe whose tables and components are all valid; what needs the teacher is checked by ``linearize.plan``.
+
+    Raises:
+        RecipeError: with every problem by TOML path.
+    """
+    return finish_draft(draft_recipe(source, overrides, plugins))
+
+
+def fingerprint(value: Any) -> str:
+    """A short hash of JSON-able data, equal on every machine."""
+    canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _is_of_schedule(override: str) -> bool:
+    return override.partition("=")[0].strip().split(".")[0] == "schedule"
+
+
+def _expand_schedule(draft: Draft, plugins: Plugins) -> None:
+    table = draft.tables.get("schedule")
+    if not isinstance(table, dict):
+        return
+    resolved = _resolve_component(draft, "schedule", table, ScheduleSpec, plugins)
+    if resolved is None:
+        # Its problem is in the draft; the stages that it would have made are not missing on top of that.
+        draft.tables.setdefault("stages", [])
+        return
+    draft.components["schedule"] = resolved
+    own = draft.tables.get("stages", [])
+    try:
+        draft.tables["stages"] = merge_named(resolved.build().stages(), own)
+    except (KeyError, TypeError, AttributeError):
+        draft.problems.append("stages: a list of tables with a `name` each was due, to overlay the schedule's stages")
+
+
+def _check_core_tables(draft: Draft) -> None:
+    try:
+        draft.recipe = Recipe.model_validate(draft.tables)
+    except ValidationError as error:
+        failed_schedule = "schedule" in draft.tables and "schedule" not in draft.components
+        for problem in describe_validation(error, Recipe):
+            if not (failed_schedule and problem.startswith("stages")):
+                draft.problems.append(problem)
+    stages = draft.tables.get("stages")
+    for number, table in enumerate(stages if isinstance(stages, list) else []):
+        try:
+            draft.stages[number] = Stage.model_validate(table)
+        except ValidationError:
+            continue  # reported by the recipe's own validation above
+
+
+def _component_tables(tables: Table) -> Iterator[tuple[str, Table, type[Spec]]]:
+    for path, kind in COMPONENT_TABLES.items():
+        table: Any = tables
+        for key in path.split("."):
+            table = table.get(key) if isinstance(table, dict) else None
+        if table is None and path == "student.layout":
+            table = {"type": "all"}
+        if table is None and path == "student.seeder":
+            table = {"type": "mimic"}
+        if isinstance(table, dict) and path != "schedule":
+            yield path, table, kind
+    yield from _listed_components(tables.get("stages"), "stages", "objective", ObjectiveSpec)
+    evaluate = tables.get("evaluate")
+    benchmarks = evaluate.get("benchmarks") if isinstance(evaluate, dict) else None
+    for number, table in enumerate(benchmarks if isinstance(benchmarks, list) else []):
+        if isinstance(table, dict):
+            yield f"evaluate.benchmarks.{number}", table, BenchmarkSpec
+
+
+def _listed_components(items: Any, path: str, key: str, kind: type[Spec]) -> Iterator[tuple[str, Table, type[Spec]]]:
+    for number, item in enumerate(items if isinstance(items, list) else []):
+        table = item.get(key) if isinstance(item, dict) else None
+        if isinstance(table, dict):
+            yield f"{path}.{number}.{key}", table, kind
+
+
+def _resolve_component(
+    draft: Draft, path: str, table: Table, kind: type[Spec], plugins: Plugins
+) -> ResolvedComponent | None:
+    if not isinstance(table.get("type"), str):
+        if kind is ScheduleSpec:
+            draft.problems.append(f"{path}.type: is required")
+        return None  # for other tables the recipe's own validation has said it
+    try:
+        component = Component.model_validate(table)
+        spec = plugins.registry.get(kind, component.type, plugins.failures_hint())
+        model = spec.config_class()
+    except LinearizeError as error:
+        draft.problems.append(f"{path}.type: {error}")
+        return None
+    try:
+        return ResolvedComponent(spec, model.model_validate(component.options()))
+    except ValidationError as error:
+        draft.problems.extend(describe_validation(error, model, path))
+        return None
+
+
+def describe_validation(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Pydantic's findings as "toml.path: what is wrong; got VALUE", with a suggestion for misspelt keys."""
+    lines = []
+    items = error.errors()
+    for item in items:
+        inside = [other for other in items if other is not item and other["loc"][: len(item["loc"])] == item["loc"]]
+        if item["type"] == "too_short" and inside:
+            continue  # pydantic counts the entries that it has just refused as missing
+        location = [str(part) for part in item["loc"]]
+        path = ".".join([prefix, *location] if prefix else location)
+        if item["type"] == "missing":
+            lines.append(f"{path}: is required")
+        elif item["type"] == "extra_forbidden":
+            known = _keys_at(model, location[:-1])
+            near = did_you_mean(location[-1], known)
+            lines.append(f"{path}: unknown key; got {item['input']!r}.{near} Known: {', '.join(known)}")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            shown = repr(item["input"])
+            lines.append(f"{path or 'recipe'}: {message}; got {shown if len(shown) < 120 else shown[:117] + '...'}")
+    return lines
+
+
+def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
+    current: Any = model
+    for part in location:
+        fields = getattr(current, "model_fields", {})
+        if part in fields:
+            current = _model_inside(fields[part].annotation)
+    return list(getattr(current, "model_fields", {}))
+
+
+def _model_inside(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = [_model_inside(argument) for argument in getattr(annotation, "__args__", ())]
+    return next((candidate for candidate in inner if candidate is not None), None)
+
+
+def _put(tables: Table, path: str, value: Table) -> None:
+    *parents, last = path.split(".")
+    target: Any = tables
+    for key in parents:
+        target = target[int(key)] if isinstance(target, list) else target[key]
+    if isinstance(target, list):
+        target[int(last)] = value
+    else:
+        target[last] = value

@@ -1,0 +1,146 @@
+"""Reading recipe files: `extends`, merging, and typed overrides from the command line."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from linearize.errors import RecipeError, did_you_mean
+
+Table = dict[str, Any]
+
+
+def read_tables(path: Path, _children: tuple[Path, ...] = ()) -> Table:
+    """The tables of a recipe file, laid over those of the files that it extends.
+
+    Raises:
+        RecipeError: the file is missing, is no TOML, or extends itself.
+    """
+    path = path.resolve()
+    if path in _children:
+        chain = " -> ".join(child.name for child in (*_children, path))
+        raise RecipeError(path.name, [f"extends: files extend each other in a circle ({chain})"])
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = did_you_mean(path.name, [other.name for other in path.parent.glob("*.toml")])
+        raise RecipeError(path.name, [f"there is no such file in {path.parent}.{near}"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(path.name, [f"cannot be read: {error}"]) from error
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(path.name, [f"is not valid TOML: {error}"]) from error
+    parent = tables.pop("extends", None)
+    if parent is None:
+        return tables
+    if not isinstance(parent, str):
+        raise RecipeError(path.name, [f"extends: the name of one recipe file was due; got {parent!r}"])
+    return merge(read_tables(path.parent / parent, (*_children, path)), tables)
+
+
+def merge(base: Table, overlay: Table) -> Table:
+    """``overlay`` laid over ``base``, table by table.
+
+    A table whose ``type`` changes replaces the base's table: options of another component would make no sense in it.
+    Lists of tables with a ``name`` (stages) are matched by name; new names come last. Other lists are replaced.
+    """
+    merged = dict(base)
+    for key, value in overlay.items():
+        old = merged.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            changes_type = "type" in value and value["type"] != old.get("type")
+            merged[key] = dict(value) if changes_type else merge(old, value)
+        elif _are_named(old) and _are_named(value):
+            merged[key] = merge_named(old or [], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def merge_named(base: Sequence[Table], overlay: Sequence[Table]) -> list[Table]:
+    """Named tables of ``overlay`` laid over those of ``base`` with the same name; the base's order, then new ones."""
+    merged = {table["name"]: table for table in base}
+    for table in overlay:
+        merged[table["name"]] = merge(merged.get(table["name"], {}), table)
+    return list(merged.values())
+
+
+def _are_named(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and "name" in item for item in value)
+
+
+def apply_override(tables: Table, override: str) -> None:
+    """Sets one key in place from "path.to.key=value"; the value is read as TOML, and as plain text when it is not.
+
+    Lists are entered by number ("stages.2.steps") or by name ("stages.distill.steps").
+
+    Raises:
+        RecipeError: the override has no '=', or its path runs through something that is not a table or list entry.
+    """
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise RecipeError(f"--set {override}", ["path.to.key=value was due, such as student.mixer.type=gla"])
+    target: Any = tables
+    for depth, key in enumerate(keys[:-1]):
+        target = _enter(target, key, ".".join(keys[: depth + 1]), override)
+    value = _parse_value(text.strip())
+    if isinstance(target, list):
+        target[_position(target, keys[-1], path, override)] = value
+    elif keys[-1] == "type" and target.get("type") != value:
+        target.clear()
+        target["type"] = value
+    else:
+        target[keys[-1]] = value
+
+
+def _enter(target: Any, key: str, path: str, override: str) -> Any:
+    if isinstance(target, list):
+        return target[_position(target, key, path, override)]
+    child = target.setdefault(key, {})
+    if not isinstance(child, dict | list):
+        raise RecipeError(f"--set {override}", [f"{path}: holds {child!r}, which is no table to set a key in"])
+    return child
+
+
+def _position(items: list[Any], key: str, path: str, override: str) -> int:
+    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    if key in names:
+        return names.index(key)
+    if key.isdigit() and int(key) < len(items):
+        return int(key)
+    known = ", ".join(f"{number} ({name})" if name else str(number) for number, name in enumerate(names))
+    raise RecipeError(f"--set {override}", [f"{path}: there is no entry '{key}'; there are: {known or 'none'}"])
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def to_inline(value: Any) -> str:
+    """A value as TOML on one line, tables inline.
+
+    Raises:
+        TypeError: a recipe cannot hold such a value; None is said by leaving the key out.
+    """
+    if isinstance(value, Mapping):
+        items = ", ".join(f"{_inline_key(str(key))} = {to_inline(item)}" for key, item in value.items())
+        return f"{{ {items} }}" if items else "{}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(to_inline, value))}]"
+    if isinstance(value, str | Path):
+        return json.dumps(str(value), ensure_ascii=False)
+    if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return json.dumps(value)
+    raise TypeError(f"a text, number, truth value, list or table was due as a recipe value; got {value!r}")
+
+
+def _inline_key(key: str) -> str:
+    is_bare = key.isascii() and key.replace("-", "").replace("_", "").isalnum()
+    return key if is_bare else json.dumps(key, ensure_ascii=False)

@@ -1,0 +1,206 @@
+"""report/index.html: one page that needs nothing beside it, and report.md with its charts."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from linearize.data.conversation import IMAGE_MARK
+from linearize.evaluate.store import read_json
+from linearize.report import tables
+from linearize.report.records import RunRecord, StageRecord, read_run
+from linearize.report.results import build_results
+from linearize.report.wording import change, duration, percent, percent_interval, quantity, short_count
+
+TEMPLATE = "page.html.j2"
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A chart of the page.
+
+    Attributes:
+        file: name of the PNG beside the page.
+        source: data URL of the SVG in the page.
+        text: what it shows, for those who cannot see it.
+    """
+
+    file: str
+    source: str
+    text: str
+
+
+def write_report(run_folder: Path) -> None:
+    """Writes index.html, report.md and the charts under report/ from what the run folder holds.
+
+    It can be called at any time, on an unfinished run too: what is missing is said in its place.
+
+    Raises:
+        RunError: there is no such folder.
+    """
+    run = read_run(run_folder)
+    folder = run_folder / "report"
+    folder.mkdir(exist_ok=True)
+    results = read_json(folder / "results.json") or build_results(run)
+    charts = _draw_charts(run, results, folder)
+    _write_text(folder / "index.html", render_page(run, results, charts))
+    described = {chart.file: chart.text for chart in charts.values()}
+    _write_text(folder / "report.md", tables.markdown_report(results, described) + "\n")
+
+
+def render_page(run: RunRecord, results: Mapping[str, Any], charts: Mapping[str, Chart]) -> str:
+    """The page as text.
+
+    Args:
+        charts: by name ("retention", "dials", "losses", "sites"); a section without its chart says why there is none.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(percent=percent, percent_interval=percent_interval, quantity=quantity)
+    template = environment.from_string(files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"))
+    return template.render(
+        name=run.name,
+        subject=_subject(run.recipe),
+        verdict=tables.verdict(results),
+        tiles=list(_tiles(run, results)),
+        charts=charts,
+        tasks=results["tasks"],
+        results=results,
+        averages={who: tables.mean_share(results, who) for who in ("teacher", "student")},
+        stages=[_stage_row(stage) for stage in run.stages],
+        site_table=_site_table(run),
+        examples=[_shown_example(run, example) for example in run.examples],
+        recipe_text=run.recipe_text,
+        environment=list(_flat(run.environment)),
+    )
+
+
+def _draw_charts(run: RunRecord, results: Mapping[str, Any], folder: Path) -> dict[str, Chart]:
+    # matplotlib takes a second to import; whoever only prints a table does without it.
+    from linearize.report import plots
+
+    figures = {
+        "retention": (plots.retention_chart(results["tasks"]), "Right answers of both models and what is kept"),
+        "dials": (plots.dial_chart(results.get("dials") or {}), "Right answers of both models against difficulty"),
+        "losses": (plots.loss_chart(run.stages), "Loss of each stage by optimizer step"),
+        "sites": (plots.site_chart(run.stages), "Error of each attention site by optimizer step"),
+    }  # fmt: skip
+    charts = {}
+    for name, (figure, text) in figures.items():
+        if figure is None:
+            (folder / f"{name}.png").unlink(missing_ok=True)
+            continue
+        vector = plots.save_chart(figure, folder / f"{name}.png")
+        charts[name] = Chart(f"{name}.png", _data_url(vector, "image/svg+xml"), text)
+    return charts
+
+
+def _subject(recipe: Mapping[str, Any]) -> str:
+    """ "hovle (embedded) → mamba2, layout all, seeded by mimic"; "" without a recipe."""
+    teacher, student = recipe.get("teacher", {}), recipe.get("student", {})
+    mixer = student.get("mixer", {}).get("type")
+    if "type" not in teacher or mixer is None:
+        return ""
+    checkpoint = f" ({teacher['checkpoint']})" if "checkpoint" in teacher else ""
+    parts = [f"{teacher['type']}{checkpoint} → {mixer}"]
+    if layout := student.get("layout", {}).get("type"):
+        parts.append(f"layout {layout}")
+    if seeder := student.get("seeder", {}).get("type"):
+        parts.append(f"seeded by {seeder}")
+    return ", ".join(parts)
+
+
+def _tiles(run: RunRecord, results: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """The headline numbers: what, value, remark."""
+    if results.get("average_retention") is not None:
+        within = results.get("average_retention_interval")
+        yield (
+            "average retention", percent(results["average_retention"]),
+            f"95 % interval {percent_interval(within)}" if within else f"over {len(results['tasks'])} tasks",
+        )  # fmt: skip
+        teacher, student = (tables.mean_share(results, who) for who in ("teacher", "student"))
+        yield "right answers", percent(student), f"teacher {percent(teacher)}, mean over tasks"
+    if results.get("top1_agreement") is not None:
+        yield (
+            "same first choice", percent(results["top1_agreement"]),
+            f"of the next answer token; KL {quantity(results.get('kl'))} nats",
+        )  # fmt: skip
+    done = [stage.done for stage in run.stages if stage.done is not None]
+    if done:
+        tokens, seconds = (sum(stage.get(name, 0) for stage in done) for name in ("tokens", "seconds"))
+        yield "tokens", short_count(tokens), f"in {len(done)} stage{'s' if len(done) > 1 else ''}"
+        device = run.environment.get("device", "")
+        machine = run.environment.get("processor", "a CPU") if device == "cpu" else device
+        yield "distilled in", duration(seconds), f"on {machine}" if machine else ""
+        trained = max(stage.get("trained_parameters", 0) for stage in done)
+        yield "parameters trained", short_count(trained), "at most, in one stage"
+
+
+def _stage_row(stage: StageRecord) -> dict[str, Any]:
+    if stage.done is not None:
+        return {
+            "number": stage.number, "cells": tables.stage_cells(stage.done), "remark": tables.stage_remark(stage.done)
+        }  # fmt: skip
+    losses = stage.losses()
+    last = stage.metrics[-1] if stage.metrics else {}
+    unfinished = {
+        "name": stage.name, "steps": last.get("step", 0), "tokens": last.get("tokens"),
+        "first_loss": losses[0][1] if losses else None, "last_loss": losses[-1][1] if losses else None,
+    }  # fmt: skip
+    return {"number": stage.number, "cells": tables.stage_cells(unfinished), "remark": "not finished"}
+
+
+def _site_table(run: RunRecord) -> dict[str, Any] | None:
+    """First and last error of every site in every layer stage; None without a layer stage."""
+    columns = [(stage, points) for stage in run.stages if (points := stage.site_errors())]
+    if not columns:
+        return None
+    sites = sorted({site for _, points in columns for site in points[-1][1]})
+    return {
+        "head": [f"{stage.number} {stage.name}" for stage, _ in columns],
+        "rows": [
+            (site, [change(points[0][1].get(site), points[-1][1].get(site)) for _, points in columns]) for site in sites
+        ],
+    }
+
+
+def _shown_example(run: RunRecord, example: Mapping[str, Any]) -> dict[str, Any]:
+    sources = []
+    for name in example["images"]:
+        try:
+            sources.append(_data_url((run.path / "evaluation" / name).read_bytes(), "image/webp"))
+        except OSError:
+            continue  # the text of the example still says what was asked and answered
+    return {**example, "question": _without_bare_marks(example["question"]), "sources": sources}
+
+
+def _without_bare_marks(question: str) -> str:
+    """The question on one line; an image mark stays, as "[image]", where the words around it say which image it is."""
+    text = " ".join(line.strip() for line in question.split("\n") if line.replace(IMAGE_MARK, "").strip())
+    if text.count(IMAGE_MARK) == 1:
+        text = text.removeprefix(IMAGE_MARK).removesuffix(IMAGE_MARK)
+    return " ".join(text.replace(IMAGE_MARK, " [image] ").split())
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name} · ")
+        elif value is not None:
+            shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            yield f"{prefix}{name}", shown
+
+
+def _data_url(content: bytes, media_type: str) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _write_text(path: Path, text: str) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)

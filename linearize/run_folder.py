@@ -1,0 +1,138 @@
+"""The folder of a run: what lies where, one process at a time, and no mixing of two recipes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from linearize.errors import RunError
+from linearize.recipe.load import LoadedRecipe
+
+RUNS = Path("runs")
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM})
+"""What a person can put right: no room, no permission."""
+
+
+class RunFolder:
+    """Paths below ``runs/<name>`` of the current directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.toml"
+        self.environment = path / "environment.json"
+        self.seeding = path / "seeding.json"
+        self.evaluation = path / "evaluation"
+        self.student = path / "student"
+        self.report = path / "report"
+        self.results = path / "report" / "results.json"
+        self.done = path / "done.json"
+
+    def stage(self, number: int, name: str) -> Path:
+        """The folder of a stage; ``number`` counts from 0, folders from 1."""
+        return self.path / "stages" / f"{number + 1}-{name}"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the run for this process.
+
+        Raises:
+            RunError: another process has it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(
+                    f"{self.path} is in use by another linearize process. "
+                    "Wait for it, stop it, or give this run another run.name"
+                ) from None
+            yield
+
+    def claim(self, recipe: LoadedRecipe) -> None:
+        """Writes the resolved recipe, or makes sure that the folder's is the same.
+
+        Raises:
+            RunError: the folder holds a run of another recipe; shows every difference.
+        """
+        text = recipe.to_toml()
+        if not self.recipe.exists():
+            partial = self.recipe.with_name(".recipe.toml.partial")
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(self.recipe)
+            return
+        try:
+            before = tomllib.loads(self.recipe.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise RunError(
+                f"{self.recipe} cannot be read ({error}); start with --fresh, which keeps the old folder beside"
+            ) from error
+        changes = list(differences(before, tomllib.loads(text)))
+        if changes:
+            raise RunError(
+                f"{self.path} holds a run of another recipe; what changed:\n"
+                + "\n".join(f"  - {change}" for change in changes)
+                + "\nUndo the change, give the run another run.name, or start over with --fresh, "
+                "which keeps the old folder beside"
+            )
+
+    def set_aside(self) -> Path | None:
+        """Renames an existing run folder to the next free ``<name>.old-N`` and returns where it went."""
+        if not self.path.exists():
+            return None
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
+            number += 1
+        os.rename(self.path, aside)
+        return aside
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns a full or read-only disk below ``path`` into a text that says what to do.
+
+    Raises:
+        RunError: something could not be written. What stood there before is whole: a run writes beside the place first.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # safetensors raises a class of its own for every failure, and the system's number is in its text alone.
+        told = re.search(r"\(os error (\d+)\)", str(error))
+        number = error.errno if isinstance(error, OSError) else told and int(told[1])
+        if number not in DISK_ERRORS:
+            raise
+        raise RunError(
+            f"cannot go on writing to {path}: {error}. What was finished is whole: "
+            "make room or fix the permissions and type the same command again"
+        ) from error
+
+
+def is_first_process() -> bool:
+    """True where linearize runs alone, and in one of several processes that a launcher such as torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def differences(before: Any, after: Any, path: str = "") -> Iterator[str]:
+    """Every leaf in which two recipes differ, as "stages.0.steps: was 200, now 300"."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in [*before, *(key for key in after if key not in before)]:
+            yield from differences(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        for number, (old, new) in enumerate(zip(before, after, strict=True)):
+            yield from differences(old, new, f"{path}.{number}")
+    elif before != after:
+        yield f"{path}: was {_shown(before)}, now {_shown(after)}"
+
+
+def _shown(value: Any) -> str:
+    return "absent" if value is None else repr(value)

@@ -1,0 +1,151 @@
+"""Specs: frozen data that describe a component before any of its code is imported.
+
+``build`` and ``config`` are "package.module:object" strings, so registering a component costs no import.
+``source`` is the paper or repository that the component comes from; it is required.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from linearize.config import Config
+from linearize.errors import PluginError
+
+
+class NoOptions(Config):
+    """The configuration of a component that has no options."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """One named component of one kind.
+
+    Attributes:
+        name: what a recipe writes behind ``type =``; lower_snake_case, unique within its kind.
+        build: the callable that makes the component; each kind below says with which arguments.
+        config: the pydantic model of the component's options.
+        source: URL of the paper or code that defines the component.
+        summary: one line for ``linearize plugins``.
+    """
+
+    kind: ClassVar[str] = "component"
+
+    name: str
+    build: str
+    source: str
+    config: str = "linearize.specs:NoOptions"
+    summary: str = ""
+
+    def config_class(self) -> type[Config]:
+        """The pydantic model of this component's options; imports the plug-in module that holds it."""
+        model = load_target(self.config, f"{self.kind} '{self.name}'")
+        if not (isinstance(model, type) and issubclass(model, Config)):
+            raise PluginError(
+                f"{self.kind} '{self.name}' names {self.config} as its config; a linearize Config was due"
+            )
+        return model
+
+    def builder(self) -> Any:
+        """The callable behind ``build``; imports the plug-in module that holds it."""
+        return load_target(self.build, f"{self.kind} '{self.name}'")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherSpec(Spec):
+    """``build(config) -> TeacherAdapter``.
+
+    Attributes:
+        model_types: the models that ``load`` returns, ``config.model_type`` -> "package.module:ModelClass"; a saved
+            student builds on that class. Importing the module makes AutoProcessor know the family's processor.
+    """
+
+    kind: ClassVar[str] = "teacher"
+
+    model_types: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixerSpec(Spec):
+    """``build(config, site) -> Mixer``."""
+
+    kind: ClassVar[str] = "mixer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeederSpec(Spec):
+    """``build(config) -> Seeder``."""
+
+    kind: ClassVar[str] = "seeder"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayoutSpec(Spec):
+    """``build(config) -> Layout``."""
+
+    kind: ClassVar[str] = "layout"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectiveSpec(Spec):
+    """``build(config) -> Objective``."""
+
+    kind: ClassVar[str] = "objective"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleSpec(Spec):
+    """``build(config) -> Schedule``: the stages that a recipe starts from."""
+
+    kind: ClassVar[str] = "schedule"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSpec(Spec):
+    """``build(config) -> DataSource``."""
+
+    kind: ClassVar[str] = "data"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkSpec(Spec):
+    """``build(config) -> Benchmark``: questions with answers, in tasks."""
+
+    kind: ClassVar[str] = "benchmark"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormatSpec(Spec):
+    """``build(config) -> CheckpointFormat``: a student format that another project published.
+
+    Attributes:
+        model_types: values of ``model_type`` in a folder's config.json that this format reads.
+    """
+
+    kind: ClassVar[str] = "format"
+
+    model_types: frozenset[str] = frozenset()
+
+
+KINDS: tuple[type[Spec], ...] = (
+    TeacherSpec, MixerSpec, SeederSpec, LayoutSpec, ObjectiveSpec, ScheduleSpec, DataSpec, BenchmarkSpec, FormatSpec,
+)  # fmt: skip
+
+
+def load_target(target: str, owner: str) -> Any:
+    """The object that "package.module:object" names.
+
+    Raises:
+        PluginError: the module cannot be imported, or has no such object; names the owner and the cause.
+    """
+    module_name, _, attribute = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise PluginError(f"{owner} needs {target}, whose import failed: {type(error).__name__}: {error}") from error
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        raise PluginError(f"{owner} needs {target}, but module {module_name} has no '{attribute}'") from None

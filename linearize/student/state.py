@@ -1,0 +1,177 @@
+"""The recurrent state of linear sites, kept in transformers' Cache so that ``generate()`` works unchanged.
+
+transformers' own LinearAttentionLayer is not used: a cache of such layers alone cannot tell its length, which most
+decoder bodies ask for, it loses the state of mixers without a convolution, and it lacks ``batch_repeat_interleave``.
+The slot of a linear site is therefore swapped for a ``RecurrentStateLayer`` when the site first runs; the model's
+configuration keeps the layer types of its teacher.
+
+Letters: B batch, T tokens of this call, S tokens that the attention mask covers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin, StaticLayer
+
+
+class RecurrentStateLayer(CacheLayerMixin):
+    """One site's state: named tensors, batch first, whose size does not depend on the tokens seen.
+
+    It counts every token, pads included, because decoder bodies derive positions and mask sizes from the first slot
+    that tells its length, and masks have a column for each pad.
+    """
+
+    is_compileable = False
+    is_sliding = False
+    is_croppable = False
+    supports_early_init = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.states: dict[str, Tensor] = {}
+        self.seen = 0
+        self.dtype: torch.dtype | None = None
+        self.device: torch.device | None = None
+
+    def put(self, num_tokens: int, states: Mapping[str, Tensor]) -> None:
+        """Replaces the state by the one after ``num_tokens`` further tokens."""
+        self.states = dict(states)
+        self.seen += num_tokens
+        self.is_initialized = True
+        for tensor in self.states.values():
+            self.dtype, self.device = tensor.dtype, tensor.device
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to prepare: the mixer makes its first state itself."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuses keys and values: an attention tried to go on where a mixer had begun.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(
+            f"an attention tried to append to a cache slot that holds a mixer's state after {self.seen} tokens; "
+            "start from an empty cache when the route of a model changes"
+        )
+
+    def get_seq_length(self) -> int:
+        """Tokens seen, pads included."""
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Columns that a mask for ``query_length`` further tokens has, and the first column's token."""
+        return self.seen + query_length, 0
+
+    def get_max_length(self) -> int:
+        """-1: no maximum."""
+        return -1
+
+    def get_max_cache_shape(self) -> int:
+        """The name of ``get_max_length`` before transformers 5.23."""
+        return -1
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Row i becomes the former row ``beam_idx[i]``."""
+        self._map(lambda state: state.index_select(0, beam_idx.to(state.device)))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps the rows that ``indices`` selects: numbers, or a bool mask."""
+        self._map(lambda state: state[indices.to(state.device), ...])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row becomes ``repeats`` neighbouring rows."""
+        self._map(lambda state: state.repeat_interleave(repeats, dim=0))
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self.states = {}
+        self.seen = 0
+        self.is_initialized = False
+
+    def offload(self) -> None:
+        """Moves the state to the CPU."""
+        self._map(lambda state: state.to("cpu", non_blocking=True))
+
+    def prefetch(self) -> None:
+        """Moves the state back to where the mixer made it."""
+        self._map(lambda state: state.to(self.device, non_blocking=True))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refuses: a recurrence cannot be run backwards.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(
+            f"crop({tokens_to_remove}) asks a recurrent state to forget its last tokens, which it cannot; "
+            "generate without an assistant model or prompt lookup"
+        )
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> None:
+        self.states = {name: change(state) for name, state in self.states.items()}
+
+
+def state_layer(cache: Cache, index: int) -> RecurrentStateLayer:
+    """The recurrent slot ``index`` of ``cache``; an untouched slot of another kind is replaced.
+
+    Raises:
+        RuntimeError: the slot already holds keys and values, has a static size, or does not exist.
+    """
+    while len(cache.layers) <= index:
+        if cache.layer_class_to_replicate is None:
+            raise RuntimeError(
+                f"a linear site wants cache slot {index}, but the cache was made with {len(cache.layers)} slots and "
+                "does not grow; make it with DynamicCache() or from a configuration that counts every layer"
+            )
+        cache.layers.append(cache.layer_class_to_replicate())
+    layer = cache.layers[index]
+    if isinstance(layer, RecurrentStateLayer):
+        return layer
+    if isinstance(layer, StaticLayer):
+        raise RuntimeError(
+            f"cache slot {index} is a {type(layer).__name__}; a linear student keeps a state of constant size "
+            "anyway and its attention sites need a growing cache: use the default cache, without cache_implementation"
+        )
+    if layer.is_initialized and layer.get_seq_length() > 0:
+        raise RuntimeError(
+            f"cache slot {index} holds the keys and values of {layer.get_seq_length()} tokens that no mixer has seen; "
+            "start from an empty cache when the route of a model changes"
+        )
+    cache.layers[index] = RecurrentStateLayer()
+    return cache.layers[index]
+
+
+def token_validity(attention_mask: Any, num_tokens: int, seen: int) -> Tensor | None:
+    """Which tokens of this call are real: bool [B, T], or None where all are.
+
+    Args:
+        attention_mask: None, [B, S] (nonzero: real), or [B, 1, S', S] bool (True: may attend) or float (added to the
+            scores); a token of a four-dimensional mask is real if it may attend to itself. B may be 1.
+        num_tokens: T.
+        seen: tokens before this call. Columns are counted from here, not from the right: a mask may be wider than the
+            tokens so far. Where it covers fewer than those (a sliding window), its last T columns are this call's.
+
+    Raises:
+        ValueError: a mask of another kind, or one with fewer than T columns.
+    """
+    if attention_mask is None:
+        return None
+    if not isinstance(attention_mask, Tensor) or attention_mask.dim() not in (2, 4):
+        shape = tuple(attention_mask.shape) if isinstance(attention_mask, Tensor) else ""
+        raise ValueError(
+            f"a linear site got an attention mask of type {type(attention_mask).__name__} {shape}; it reads [B, S] and "
+            "[B, 1, T, S] tensors: choose the attention implementation sdpa, eager or flash_attention_2"
+        )
+    columns = attention_mask.shape[-1]
+    if columns < num_tokens:
+        raise ValueError(f"the attention mask covers {columns} tokens, but this call has {num_tokens}")
+    first = min(seen, columns - num_tokens)
+    if attention_mask.dim() == 2:
+        return attention_mask[:, first : first + num_tokens].bool()
+    own = attention_mask[:, 0, -num_tokens:, first : first + num_tokens].diagonal(dim1=-2, dim2=-1)
+    return own if own.dtype == torch.bool else own >= 0

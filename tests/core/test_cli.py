@@ -1,0 +1,169 @@
+"""The command line as a user types it: output, exit status, no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import tomli_w
+from typer.testing import CliRunner
+
+import linearize
+from linearize.cli import app
+
+ROOT = Path(__file__).parents[2]
+Write = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def recipe(write: Write, tables: dict[str, object]) -> Path:
+    return write("tiny.toml", tomli_w.dumps(tables))
+
+
+def shell(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """``python -m linearize`` of the checkout in a process of its own."""
+    command = [sys.executable, "-m", "linearize", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def invoke(arguments: Sequence[str]) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_the_commands_are_these(tmp_path: Path) -> None:
+    code, out, _ = invoke(["--help"])
+    assert code == 0
+    listed = [line.split()[0] for line in out.partition("Commands:")[2].splitlines() if line.startswith("  ")]
+    assert sorted(set(listed) & {"run", "check", "plan", "plugins", "report", "data"}) == sorted(
+        ["run", "check", "plan", "plugins", "report", "data"]
+    )
+
+
+def test_help_imports_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['linearize', '--help']\nfrom linearize.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = ('torch', 'transformers', 'PIL', 'matplotlib')\n"
+        "print([name for name in heavy if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == "[]\n"
+
+
+def test_a_checkout_that_is_not_installed_runs_as_a_module(tmp_path: Path) -> None:
+    done = shell("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"linearize {linearize.__version__}\n")
+
+
+def test_a_right_recipe_is_ok_in_one_line(recipe: Path) -> None:
+    code, out, err = invoke(["check", str(recipe)])
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{recipe} is OK: ")
+    assert out.endswith("stages: align, distill\n")
+
+
+def test_a_wrong_recipe_is_told_on_stderr_with_status_1_and_no_traceback(recipe: Path, tmp_path: Path) -> None:
+    done = shell("check", str(recipe), "--set", "stages.0.stpes=1", "--set", "data.type=glanze", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(
+        f"{recipe} has problems:\n  - stages.0.stpes: unknown key; got 1. Did you mean 'steps'?"
+    )
+    assert "data.type: unknown data 'glanze'. Did you mean 'glance'?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_run_refuses_a_wrong_recipe_before_it_makes_a_folder(recipe: Path, tmp_path: Path) -> None:
+    done = shell("run", str(recipe), "--set", "stages.0.steps=0", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "stages.0.steps: Input should be greater than 0; got 0" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["walk"], ["run"], ["check", "a.toml", "--sett", "x=1"], ["data", "export", "a.toml"]]
+)
+def test_wrong_usage_has_status_2(arguments: list[str]) -> None:
+    assert invoke(arguments)[0] == 2
+
+
+def test_a_recipe_that_is_not_there_is_named(tmp_path: Path) -> None:
+    code, out, err = invoke(["plan", str(tmp_path / "nothing.toml")])
+    assert (code, out) == (1, "")
+    assert err == f"nothing.toml has problems:\n  - there is no such file in {tmp_path}.\n"
+
+
+def test_a_report_of_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    code, _, err = invoke(["report", str(tmp_path / "nothing")])
+    assert code == 1
+    assert "there is no such run folder" in err
+
+
+def test_plugins_are_listed_for_people_and_for_programs() -> None:
+    _, table, _ = invoke(["plugins"])
+    assert "mamba2" in table
+    assert "layer_mse" in table
+    _, out, _ = invoke(["plugins", "--json"])
+    listed = {plugin["name"]: plugin for plugin in json.loads(out)}
+    assert {"core", "hovle", "mamba2", "mmmamba", "glance"} <= set(listed)
+    assert set(listed["core"]) == {"name", "origin", "version", "failure", "components"}
+    assert set(listed["core"]["components"][0]) == {"kind", "name", "summary", "source"}
+
+
+def test_a_broken_plugin_is_listed_with_its_reason(tmp_path: Path) -> None:
+    metadata = tmp_path / "stranger-2.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 2.0\n")
+    (metadata / "entry_points.txt").write_text("[linearize]\nstranger = linearize_stranger\n")
+    (tmp_path / "linearize_stranger.py").write_text("import a_kernel_library_that_is_not_there\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "linearize", "plugins", "--json"], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"},
+    )  # fmt: skip
+    assert done.returncode == 0
+    stranger = next(plugin for plugin in json.loads(done.stdout) if plugin["name"] == "stranger")
+    assert (stranger["origin"], stranger["version"], stranger["components"]) == ("stranger", "2.0", [])
+    assert stranger["failure"] == "ModuleNotFoundError: No module named 'a_kernel_library_that_is_not_there'"
+
+
+def test_exported_conversations_are_as_many_as_asked_for(recipe: Path, tmp_path: Path) -> None:
+    code, out, err = invoke(["data", "export", str(recipe), "--count", "3", "--to", str(tmp_path / "files")])
+    assert (code, err) == (0, "")
+    records = (tmp_path / "files" / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(records) == 3
+    assert "3 conversations with " in out
+    code, _, err = invoke(["data", "export", str(recipe), "--count", "3", "--to", str(tmp_path / "files")])
+    assert code == 1
+    assert "exists and is not an empty folder" in err
+
+
+def test_ctrl_c_says_how_to_go_on_and_has_status_130(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; sys.argv = ['linearize', 'run', 'a.toml']\n"
+        "from linearize import api, cli\n"
+        "def interrupted(*args, **kwargs):\n    os.kill(os.getpid(), signal.SIGINT)\n    signal.pause()\n"
+        "api.run = interrupted\ncli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 128 + signal.SIGINT
+    assert "Interrupted. Type the same command to go on" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,139 @@
+"""What is found wrong with a recipe once its teacher's configuration is known, and what a right one would do."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from linearize.errors import RecipeError
+from linearize.plan import Plan, check_draft, select_parameters
+from linearize.plugins import Plugins
+from linearize.recipe.load import draft_recipe
+
+ROLES = {"a.weight": {"new", "gate"}, "b.weight": {"new", "norm"}, "q.weight": {"qkv"}}
+
+
+def plan_of(tables: dict[str, Any], plugins: Plugins, *overrides: str) -> Plan:
+    return check_draft(draft_recipe(tables, overrides, plugins))[2]
+
+
+def problems(tables: dict[str, Any], plugins: Plugins, *overrides: str) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        plan_of(tables, plugins, *overrides)
+    return list(caught.value.problems)
+
+
+def test_a_plan_counts_what_each_stage_trains(tables: dict[str, Any], plugins: Plugins) -> None:
+    plan = plan_of(tables, plugins)
+    assert plan.linear == tuple(range(len(plan.sites)))
+    align, distill = plan.stages
+    assert 0 < align.num_trained < distill.num_trained == plan.mixer_parameters * len(plan.sites)
+    assert plan.state_bytes > 0
+
+
+def test_the_state_grows_with_the_linear_sites_alone(tables: dict[str, Any], plugins: Plugins) -> None:
+    whole = plan_of(tables, plugins)
+    hybrid = plan_of(tables, plugins, "student.layout={ type = 'keep', sites = [0] }")
+    assert hybrid.state_bytes * len(whole.sites) == whole.state_bytes * (len(whole.sites) - 1)
+
+
+def test_a_layer_stage_on_all_sites_gives_kept_sites_a_mixer(tables: dict[str, Any], plugins: Plugins) -> None:
+    keep = "student.layout={ type = 'keep', sites = [0] }"
+    plan = plan_of(tables, plugins, keep, "stages.align.sites=all")
+    assert 0 not in plan.linear
+    assert 0 not in plan.stages[1].sites
+    assert 0 in plan.stages[0].sites
+    assert plan.sites_with_mixer() == tuple(range(len(plan.sites)))
+    assert 0 not in plan_of(tables, plugins, keep).sites_with_mixer()
+
+
+def test_a_layout_that_names_a_site_too_many_is_told_the_sites_there_are(
+    tables: dict[str, Any], plugins: Plugins
+) -> None:
+    count = len(plan_of(tables, plugins).sites)
+    tables["student"]["layout"] = {"type": "keep", "sites": [0, 77]}
+    expected = f"student.layout: site 77 asked for, the teacher has {count} sites 0..{count - 1}"
+    assert problems(tables, plugins) == [expected]
+
+
+def test_a_layout_that_leaves_nothing_linear_is_refused(tables: dict[str, Any], plugins: Plugins) -> None:
+    count = len(plan_of(tables, plugins).sites)
+    tables["student"]["layout"] = {"type": "stacked", "num_kept": count}
+    assert problems(tables, plugins) == [
+        f"student.layout: leaves no site linear; the teacher has {count} sites 0..{count - 1}"
+    ]
+
+
+def test_a_stage_with_an_unknown_role_is_told_the_roles_there_are(tables: dict[str, Any], plugins: Plugins) -> None:
+    (problem,) = problems(tables, plugins, 'stages.align.train=["nwe"]')
+    assert problem.startswith("stages.0 (align).train: no parameter of the mixer has the role 'nwe'; there are: conv, ")
+
+
+def test_a_stage_that_trains_nothing_is_refused(tables: dict[str, Any], plugins: Plugins) -> None:
+    (problem,) = problems(tables, plugins, 'stages.align.freeze=["new"]')
+    expected = "stages.0 (align).train: trains nothing: train = ['new'] without freeze = ['new'] leaves no parameter"
+    assert problem == expected
+
+
+def test_a_whole_student_objective_cannot_train_sites_that_do_not_run(tables: dict[str, Any], plugins: Plugins) -> None:
+    (problem,) = problems(tables, plugins, "stages.distill.sites=all")
+    assert problem.startswith("stages.1 (distill).train: sites = 'all' is for layer objectives")
+
+
+def test_problems_before_and_after_the_teacher_is_known_come_together(tables: dict[str, Any], plugins: Plugins) -> None:
+    tables["student"]["layout"] = {"type": "keep", "sites": [77]}
+    found = problems(tables, plugins, "stages.distill.steps=-1", 'stages.align.train=["nwe"]')
+    assert [problem.partition(":")[0] for problem in found] == [
+        "stages.1.steps", "student.layout", "stages.0 (align).train",
+    ]  # fmt: skip
+
+
+def test_a_teacher_folder_that_cannot_be_read_is_a_problem_among_others(
+    tables: dict[str, Any], plugins: Plugins, tmp_path: Path
+) -> None:
+    tables["teacher"]["checkpoint"] = str(tmp_path / "nowhere")
+    tables["stages"][0]["lr"] = -1.0
+    found = problems(tables, plugins)
+    assert [problem.partition(":")[0] for problem in found] == ["stages.0.lr", "teacher"]
+    assert f"teacher.checkpoint is '{tmp_path / 'nowhere'}', but there is no such folder" in found[1]
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", '{"model_type": "llama"}'])
+def test_a_teacher_folder_without_a_readable_config_is_a_problem(
+    tables: dict[str, Any], plugins: Plugins, tmp_path: Path, text: str | None
+) -> None:
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    tables["teacher"]["checkpoint"] = str(tmp_path)
+    (problem,) = problems(tables, plugins)
+    assert problem.startswith("teacher: ")
+    assert "config.json" in problem
+
+
+def test_checking_reads_no_weight(tables: dict[str, Any], plugins: Plugins, tmp_path: Path) -> None:
+    shutil.copy(Path(tables["teacher"]["checkpoint"]) / "config.json", tmp_path)
+    tables["teacher"]["checkpoint"] = str(tmp_path)
+    assert plan_of(tables, plugins).sites
+
+
+def test_a_backend_that_cannot_run_here_is_a_problem_of_the_mixer(tables: dict[str, Any], plugins: Plugins) -> None:
+    (problem,) = problems(tables, plugins, "run.device=cpu", "student.mixer.backend=mamba_ssm")
+    assert problem.startswith("student.mixer: backend 'mamba_ssm' was asked for 'ssd' on cpu, but ")
+
+
+def test_parameters_are_chosen_by_role_and_taken_out_by_role() -> None:
+    assert select_parameters(ROLES, ["new"], []) == ["a.weight", "b.weight"]
+    assert select_parameters(ROLES, ["new", "qkv"], ["norm"]) == ["a.weight", "q.weight"]
+    with pytest.raises(
+        ValueError, match=r"no parameter of the mixer has the role 'decay'; there are: gate, new, norm, qkv"
+    ):
+        select_parameters(ROLES, ["new"], ["decay"])
+
+
+def test_plans_are_values(tables: dict[str, Any], plugins: Plugins) -> None:
+    plan = plan_of(tables, plugins)
+    assert dataclasses.replace(plan) == plan_of(tables, plugins)

@@ -1,0 +1,104 @@
+"""The folder of a run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from linearize.errors import RunError
+from linearize.plugins import Plugins
+from linearize.recipe.load import load_recipe
+from linearize.run_folder import RunFolder, differences
+
+LOCK_AND_WAIT = """
+import sys
+from pathlib import Path
+from linearize.run_folder import RunFolder
+with RunFolder(Path(sys.argv[1])).locked():
+    print("locked", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "runs" / "tiny")
+
+
+def test_a_run_folder_takes_the_same_recipe_again(folder: RunFolder, tables: dict[str, Any], plugins: Plugins) -> None:
+    recipe = load_recipe(tables, [], plugins)
+    with folder.locked():
+        folder.claim(recipe)
+        written = folder.recipe.read_bytes()
+        folder.claim(load_recipe(tables, ["run.seed=0"], plugins))
+    assert folder.recipe.read_bytes() == written
+
+
+def test_a_changed_recipe_is_refused_with_every_difference(
+    folder: RunFolder, tables: dict[str, Any], plugins: Plugins
+) -> None:
+    overrides = ["stages.1.steps=300", "student.mixer.qk_norm=true", "run.num_threads=2"]
+    with folder.locked():
+        folder.claim(load_recipe(tables, [], plugins))
+        before = folder.recipe.read_bytes()
+        with pytest.raises(RunError) as caught:
+            folder.claim(load_recipe(tables, overrides, plugins))
+    text = str(caught.value)
+    assert "stages.1.steps: was 3, now 300" in text
+    assert "student.mixer.qk_norm: was False, now True" in text
+    assert "run.num_threads: was absent, now 2" in text
+    assert "--fresh" in text
+    assert text.count("\n  - ") == 3
+    assert folder.recipe.read_bytes() == before
+
+
+def test_a_recipe_in_the_folder_that_cannot_be_read_is_refused(
+    folder: RunFolder, tables: dict[str, Any], plugins: Plugins
+) -> None:
+    with folder.locked():
+        folder.recipe.write_text("run = [")
+        with pytest.raises(RunError, match=r"recipe.toml cannot be read .*start with --fresh"):
+            folder.claim(load_recipe(tables, [], plugins))
+
+
+def test_a_second_process_is_refused_while_the_first_runs_and_let_in_after_it(folder: RunFolder) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", LOCK_AND_WAIT, str(folder.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(RunError, match=r"tiny is in use by another linearize process"), folder.locked():
+            pass
+        other.kill()  # not a clean exit: the lock must not outlive a killed process
+    with folder.locked():
+        pass
+
+
+def test_folders_set_aside_get_numbers_and_keep_their_content(folder: RunFolder) -> None:
+    assert folder.set_aside() is None
+    for number in (1, 2):
+        folder.path.mkdir(parents=True)
+        (folder.path / "content").write_text(str(number))
+        aside = folder.set_aside()
+        assert aside == folder.path.with_name(f"tiny.old-{number}")
+        assert (aside / "content").read_text() == str(number)
+        assert not folder.path.exists()
+
+
+def test_stage_folders_count_from_one(folder: RunFolder) -> None:
+    assert folder.stage(0, "align").relative_to(folder.path) == Path("stages/1-align")
+
+
+def test_differences_name_leaves_and_lists_of_other_lengths() -> None:
+    before = {"a": {"b": 1, "c": [1, 2]}, "d": 1}
+    after = {"a": {"b": 2, "c": [1]}, "e": 1}
+    assert list(differences(before, after)) == [
+        "a.b: was 1, now 2", "a.c: was [1, 2], now [1]", "d: was 1, now absent", "e: was absent, now 1",
+    ]  # fmt: skip

@@ -1,0 +1,82 @@
+"""Drawn conversations written to files, and a run from those files."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from linearize.cli import app
+
+NO_QUESTIONS = {"evaluate.benchmarks": []}
+
+
+@pytest.fixture(scope="module")
+def exported(demo: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As many of the demo's conversations as its tiny run takes, written by the command line."""
+    folder = tmp_path_factory.mktemp("export") / "files"
+    count = sum(4 * steps for steps in demo.stages.values())
+    arguments = ["data", "export", str(demo.recipe), "--count", str(count), "--to", str(folder)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def _from(records: Path, **more: Any) -> dict[str, Any]:
+    return {"data": {"type": "llava_json", "path": str(records), "shuffle": False, **more}, **NO_QUESTIONS}
+
+
+def test_a_run_from_exported_files_gives_the_weights_of_the_run_that_draws(
+    demo: Any, reference: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = demo.run(monkeypatch, tmp_path, _from(exported / "records.jsonl"))
+    for stage in range(1, len(demo.stages) + 1):
+        drawn, read = (load_file(demo.weights(folder, stage) / "weights.safetensors") for folder in (reference, run))
+        assert drawn.keys() == read.keys()
+        assert [name for name, tensor in drawn.items() if not tensor.equal(read[name])] == []
+    assert (run / "student" / "model.safetensors").read_bytes() == (
+        reference / "student" / "model.safetensors"
+    ).read_bytes()
+
+
+@pytest.fixture
+def spoilt(exported: Path, tmp_path: Path) -> Path:
+    """The exported records with a missing image, a malformed line and a mark too many on lines 3, 5 and 7."""
+    lines = (exported / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    missing, marked = json.loads(lines[2]), json.loads(lines[6])
+    missing["image"] = "images/gone.png"
+    marked["conversations"][0]["value"] = "<image>\n<image>\n<image>\nhow many ?"
+    lines[2], lines[4], lines[6] = json.dumps(missing), lines[4][:40], json.dumps(marked)
+    path = tmp_path / "spoilt.jsonl"
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def test_bad_records_are_named_counted_and_skipped_up_to_the_limit(
+    demo: Any, exported: Path, spoilt: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        run, _ = demo.run(monkeypatch, tmp_path, _from(spoilt, images=str(exported), max_bad=3))
+    assert (run / "done.json").exists()
+    assert "3 of 52 records are bad (" in caplog.text
+    for said in ("1 image not found", "1 malformed JSON", "line 3: image not found: images/gone.png", "line 5: malf",
+                 "line 7: "):  # fmt: skip
+        assert said in caplog.text, caplog.text
+
+
+def test_one_bad_record_more_than_the_limit_stops_the_run_before_it_begins(
+    demo: Any, exported: Path, spoilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, demo.arguments(_from(spoilt, images=str(exported), max_bad=2)))
+    assert result.exit_code == 1
+    assert "data: " in result.stderr
+    assert "3 of 52 records are bad" in result.stderr
+    assert "at most 2 may be (data.max_bad = 2)" in result.stderr
+    assert not (tmp_path / "runs").exists()

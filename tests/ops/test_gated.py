@@ -1,0 +1,180 @@
+"""The torch reference of the gated recurrence against a loop over tokens in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from linearize.ops import gated
+from linearize.ops.gated import gated_recurrence, ssd_recurrence
+
+# The widest relative error seen in fp32 is 3e-6 of the largest entry; the room is for other processors' sums.
+FP32 = 3e-5
+
+
+def loop(q, k, v, g, write=None, scale=1.0, state=None, segments=None) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+    """One token after the other, as the formula stands."""
+    batch, length, heads, key_dim = q.shape
+    k, v = (x.repeat_interleave(heads // x.shape[2], 2) for x in (k, v))
+    if state is None:
+        state = q.new_zeros(batch, heads, key_dim, v.shape[-1])
+    outputs = []
+    for t in range(length):
+        if segments is not None and t > 0:
+            state = state * (segments[:, t] == segments[:, t - 1])[:, None, None, None]
+        new = k[:, t, :, :, None] * v[:, t, :, None, :]
+        if write is not None:
+            new = new * write[:, t, :, None, None]
+        state = state * g[:, t].exp()[..., None, None] + new
+        outputs.append(scale * torch.einsum("bnk,bnkv->bnv", q[:, t], state))
+    return torch.stack(outputs, 1), state
+
+
+def draw(length, *, decay=0.2, groups=2, batch=2, heads=4, key_dim=5, value_dim=3, seed=0):  # type: ignore[no-untyped-def]
+    """q, k, v, g, write, state in fp64, gradients wanted."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    q, k, v = (normal(batch, length, n, x) for n, x in ((heads, key_dim), (groups, key_dim), (groups, value_dim)))
+    g = -decay * torch.rand(batch, length, heads, generator=generator, dtype=torch.float64)
+    write = torch.rand(batch, length, heads, generator=generator, dtype=torch.float64)
+    return [x.requires_grad_() for x in (q, k, v, g, write, normal(batch, heads, key_dim, value_dim))]
+
+
+def run(function, tensors, dtype, **options):  # type: ignore[no-untyped-def]
+    """Output, final state and the gradient of a fixed mixture of both for every tensor."""
+    leaves = [x.detach().to(dtype).requires_grad_() for x in tensors]
+    q, k, v, g, write, state = leaves
+    y, final = function(q, k, v, g, **options, **_named(function, write, state))
+    generator = torch.Generator().manual_seed(1)
+    toward = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in (y, final)]
+    gradients = torch.autograd.grad((y, final), leaves, toward)
+    return [y.detach(), final.detach(), *gradients]
+
+
+def _named(function, write, state):  # type: ignore[no-untyped-def]
+    if function is loop:
+        return {"write": write, "state": state}
+    return {"write_BTN": write, "state_BNKV": state}
+
+
+def assert_near(found: list[Tensor], wanted: list[Tensor], tolerance: float) -> None:
+    for name, a, b in zip(("y", "state", "dq", "dk", "dv", "dg", "dwrite", "dstate"), found, wanted, strict=True):
+        error = (a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-300)
+        assert a.shape == b.shape
+        assert error <= tolerance, f"{name} is off by {error:.1e} of its largest entry"
+
+
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 40])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_values_and_every_gradient_equal_the_loop_in_fp64(length: int, groups: int) -> None:
+    tensors = draw(length, groups=groups)
+    assert_near(run(gated_recurrence, tensors, torch.float64, chunk_size=16), run(loop, tensors, torch.float64), 1e-12)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.2, 4.0, 40.0])
+@pytest.mark.parametrize("chunk_size", [7, 128])
+def test_fp32_equals_the_loop_for_weak_and_strong_decays(decay: float, chunk_size: int) -> None:
+    tensors = draw(33, decay=decay)
+    found = run(gated_recurrence, tensors, torch.float32, chunk_size=chunk_size)
+    assert_near(found, run(loop, tensors, torch.float64), FP32)
+
+
+@pytest.mark.parametrize("decay", [0.2, 40.0])
+def test_a_segment_starts_with_an_empty_state(decay: float) -> None:
+    tensors = draw(29, decay=decay)
+    segments = torch.tensor([[0] * 3 + [1] * 11 + [2] * 15, [5] * 20 + [4] + [5] * 8])
+    found = run(gated_recurrence, tensors, torch.float64, chunk_size=8, segments_BT=segments)
+    assert_near(found, run(loop, tensors, torch.float64, segments=segments), 1e-12)
+
+
+def test_the_scale_multiplies_the_output() -> None:
+    tensors = draw(9)
+    wanted = run(loop, tensors, torch.float64, scale=0.25)
+    assert_near(run(gated_recurrence, tensors, torch.float64, scale=0.25), wanted, 1e-12)
+
+
+def test_two_calls_with_the_carried_state_equal_one() -> None:
+    q, k, v, g, write, state = (x.detach() for x in draw(21))
+    y, final = gated_recurrence(q, k, v, g, write_BTN=write, state_BNKV=state, chunk_size=8)
+    parts = []
+    for span in (slice(0, 13), slice(13, 14), slice(14, 21)):
+        part, state = gated_recurrence(
+            q[:, span], k[:, span], v[:, span], g[:, span], write_BTN=write[:, span], state_BNKV=state, chunk_size=8
+        )
+        parts.append(part)
+    torch.testing.assert_close(torch.cat(parts, 1), y, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(state, final, atol=1e-12, rtol=1e-12)
+
+
+def test_a_token_that_neither_writes_nor_decays_leaves_the_rest_as_it_was() -> None:
+    q, k, v, g, write, _ = (x.detach() for x in draw(12))
+    y, state = gated_recurrence(q[:, 5:], k[:, 5:], v[:, 5:], g[:, 5:], write_BTN=write[:, 5:])
+    g, write = g.clone(), write.clone()
+    g[:, :5], write[:, :5] = 0, 0
+    y_padded, state_padded = gated_recurrence(q, k, v, g, write_BTN=write)
+    torch.testing.assert_close(y_padded[:, 5:], y, atol=1e-13, rtol=1e-12)
+    torch.testing.assert_close(state_padded, state, atol=1e-13, rtol=1e-12)
+
+
+@pytest.mark.parametrize("decay", [30.0, 1e4])
+def test_decays_that_leave_fp32_give_finite_gradients(decay: float) -> None:
+    tensors = draw(70, decay=decay)
+    assert all(x.isfinite().all() for x in run(gated_recurrence, tensors, torch.float32))
+
+
+def test_the_quadratic_form_without_factors_equals_the_factored_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = draw(20)
+    factored = run(gated_recurrence, tensors, torch.float64, chunk_size=8)
+    monkeypatch.setattr(gated, "FACTORED_RANGE", -1.0)
+    assert_near(run(gated_recurrence, tensors, torch.float64, chunk_size=8), factored, 1e-12)
+
+
+def test_bf16_inputs_give_bf16_outputs_and_an_fp32_state_as_near_as_their_rounding() -> None:
+    tensors = [x.detach().bfloat16() for x in draw(50)]
+    q, k, v, g, write, _ = tensors
+    y, state = gated_recurrence(q, k, v, g, write_BTN=write)
+    y_loop, state_loop = loop(*(x.double() for x in (q, k, v, g)), write=write.double())
+    assert (y.dtype, state.dtype) == (torch.bfloat16, torch.float32)
+    # Only the output is rounded to bf16 (8 bits); the state is not.
+    torch.testing.assert_close(y.double(), y_loop, atol=1e-5, rtol=2**-8)
+    torch.testing.assert_close(state.double(), state_loop, atol=1e-5, rtol=1e-5)
+
+
+def test_autocast_does_not_touch_the_recurrence() -> None:
+    q, k, v, g, write, _ = (x.detach().float() for x in draw(20))
+    y, _ = gated_recurrence(q, k, v, g, write_BTN=write)
+    with torch.autocast("cpu", torch.bfloat16):
+        y_autocast, _ = gated_recurrence(q, k, v, g, write_BTN=write)
+    assert torch.equal(y, y_autocast)
+
+
+def test_a_backward_pass_inside_autocast_is_fp32_too() -> None:
+    tensors = [x.detach().float().requires_grad_() for x in draw(20)[:3]]
+    g = -0.1 * torch.ones(2, 20, 4)
+    y, _ = gated_recurrence(*tensors, g)
+    wanted = torch.autograd.grad(y.square().sum(), tensors)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, _ = gated_recurrence(*tensors, g)
+        found = torch.autograd.grad(y.square().sum(), tensors)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_ssd_is_the_gated_recurrence_with_one_time_step_for_decay_and_write() -> None:
+    q, k, v, _, dt, state = (x.detach() for x in draw(11))
+    a = -torch.rand(4, dtype=torch.float64)
+    y, final = ssd_recurrence(q, k, v, dt, a, state_BNKV=state)
+    y_loop, final_loop = loop(q, k, v, dt * a, write=dt, state=state)
+    torch.testing.assert_close(y, y_loop, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(final, final_loop, atol=1e-12, rtol=1e-12)
+
+
+def test_shapes_that_do_not_fit_are_named() -> None:
+    q, k, v, g, *_ = (x.detach() for x in draw(6))
+    with pytest.raises(ValueError, match=r"g has shape \(2, 5, 4\); .* it must be \(2, 6, 4\)"):
+        gated_recurrence(q, k, v, g[:, 1:])
+    with pytest.raises(ValueError, match="4 query heads cannot share 3"):
+        gated_recurrence(q, k.repeat(1, 1, 2, 1)[:, :, :3], v.repeat(1, 1, 2, 1)[:, :, :3], g)

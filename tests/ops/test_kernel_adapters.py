@@ -1,0 +1,243 @@
+"""What surrounds the kernels (layouts, shared heads, packed rows, carried state), with slow stand-ins for the kernels.
+
+The stand-ins follow the documented interfaces of flash-linear-attention 0.6, mamba-ssm 2.3, causal-conv1d 1.7; whether
+the real kernels compute the same is tested on a CUDA device in tests/gpu.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from linearize.ops import conv, gated
+
+
+def recur(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Equal heads, [B, T, N, X], state [B, N, K, V]."""
+    outputs = []
+    for t in range(q.shape[1]):
+        state = state * g[:, t].exp()[..., None, None] + k[:, t, :, :, None] * v[:, t, :, None, :]
+        outputs.append((q[:, t, :, None, :] @ state).squeeze(-2))
+    return torch.stack(outputs, 1), state
+
+
+def simple_gla(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, *, scale: float, initial_state: Tensor | None,
+    output_final_state: bool, cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    assert output_final_state
+    assert q.shape == k.shape
+    assert q.dtype == k.dtype == v.dtype
+    bounds = [0, q.shape[1]] if cu_seqlens is None else cu_seqlens.tolist()
+    sequences = q.shape[0] if cu_seqlens is None else len(bounds) - 1
+    if initial_state is None:
+        initial_state = q.new_zeros(sequences, q.shape[2], q.shape[3], v.shape[3])
+    assert initial_state.shape[0] == sequences
+    if cu_seqlens is None:
+        return recur(q * scale, k, v, g, initial_state)
+    assert q.shape[0] == 1
+    parts = [
+        recur(q[:, a:b] * scale, k[:, a:b], v[:, a:b], g[:, a:b], initial_state[index : index + 1])
+        for index, (a, b) in enumerate(pairwise(bounds))
+    ]
+    return torch.cat([part for part, _ in parts], 1), torch.cat([state for _, state in parts])
+
+
+def chunk_scan(
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, *, chunk_size: int, initial_states: Tensor | None,
+    seq_idx: Tensor | None, return_final_states: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    assert return_final_states
+    assert b.shape == c.shape
+    assert chunk_size & (chunk_size - 1) == 0
+    state = x.new_zeros(x.shape[0], x.shape[2], c.shape[3], x.shape[3])
+    if initial_states is not None:
+        assert initial_states.is_contiguous()
+        state = initial_states.transpose(-1, -2)
+    outputs = []
+    for t in range(x.shape[1]):
+        if seq_idx is not None:
+            assert seq_idx.dtype == torch.int32
+            before = seq_idx[:, t - 1] if t else torch.zeros_like(seq_idx[:, 0])
+            state = state * (seq_idx[:, t] == before)[:, None, None, None]
+        span = slice(t, t + 1)
+        y, state = recur(c[:, span], b[:, span], x[:, span] * dt[:, span, :, None], dt[:, span] * a, state)
+        outputs.append(y)
+    return torch.cat(outputs, 1), state.transpose(-1, -2)
+
+
+def state_update(
+    state: Tensor, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor,
+    D: Tensor | None = None, z: Tensor | None = None, dt_bias: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    # As mamba_ssm 2.3.2 launches its kernel: a missing dt_bias or D is an AttributeError or a TypeError here too.
+    assert dt.stride(-1) == a.stride(-1) == a.stride(-2) == dt_bias.stride(-1) == 0  # type: ignore[union-attr]
+    strides = (
+        *((dt_bias.stride(0), dt_bias.stride(1)) if dt_bias is not None else 0),  # type: ignore[misc]
+        *((D.stride(0), D.stride(1)) if D is not None else 0),  # type: ignore[misc]
+    )
+    assert len(strides) == 4
+    assert z is None
+    assert D is not None
+    assert dt_bias is not None
+    assert D.shape == dt_bias.shape == x.shape[1:]
+    dt = dt + dt_bias
+    state.copy_(state * (dt[..., None] * a).exp() + (dt * x)[..., None] * b[:, :, None, :])
+    return (state @ c[..., None]).squeeze(-1) + x * D
+
+
+def conv_fn(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, initial_states: Tensor | None, activation: str | None
+) -> Tensor:
+    assert x.stride(1) == 1
+    past = x.new_zeros(*x.shape[:2], weight.shape[1] - 1)
+    if initial_states is not None:
+        assert initial_states.stride(1) == 1
+        past = initial_states
+    y = F.conv1d(torch.cat([past, x], -1), weight.unsqueeze(1), bias, groups=x.shape[1])
+    return F.silu(y) if activation == "silu" else y
+
+
+def fla_conv(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, initial_state: Tensor | None, activation: str | None
+) -> tuple[Tensor, None]:
+    assert x.is_contiguous()
+    if initial_state is not None:
+        assert initial_state.shape[-1] == weight.shape[1]
+        # The oldest of the W inputs must never matter.
+        initial_state = torch.cat([torch.full_like(initial_state[..., :1], 99.0), initial_state[..., 1:]], -1)[..., 1:]
+        initial_state = initial_state.transpose(1, 2).contiguous().transpose(1, 2)
+    y = conv_fn(x.transpose(1, 2), weight, bias, initial_states=initial_state, activation=activation)
+    return y.transpose(1, 2), None
+
+
+STAND_INS: dict[str, dict[str, Any]] = {
+    "fla": {},
+    "fla.modules": {},
+    "fla.modules.causal_conv1d": {"causal_conv1d": fla_conv},
+    "fla.ops": {},
+    "fla.ops.simple_gla": {"chunk_simple_gla": simple_gla, "fused_recurrent_simple_gla": simple_gla},
+    "mamba_ssm": {},
+    "mamba_ssm.ops": {},
+    "mamba_ssm.ops.triton": {},
+    "mamba_ssm.ops.triton.selective_state_update": {"selective_state_update": state_update},
+    "mamba_ssm.ops.triton.ssd_combined": {"mamba_chunk_scan_combined": chunk_scan},
+    "causal_conv1d": {"causal_conv1d_fn": conv_fn},
+}
+ADAPTERS = ("fla_kernels", "mamba_ssm_kernels", "causal_conv1d_kernels")
+
+
+@pytest.fixture
+def adapters(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
+    for name, content in STAND_INS.items():
+        module = ModuleType(name)
+        module.__dict__.update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    for name in ADAPTERS:
+        monkeypatch.delitem(sys.modules, f"linearize.ops.{name}", raising=False)
+    yield {name: importlib.import_module(f"linearize.ops.{name}") for name in ADAPTERS}
+    for name in ADAPTERS:
+        sys.modules.pop(f"linearize.ops.{name}", None)
+
+
+def ssd_leaves(tokens: int, batch: int = 2) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(tokens)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    leaves = [normal(batch, tokens, 4, 3), normal(batch, tokens, 2, 3), normal(batch, tokens, 2, 5)]
+    leaves += [normal(batch, tokens, 4).abs(), -normal(4).abs(), normal(batch, 4, 3, 5)]
+    return [leaf.requires_grad_() for leaf in leaves]
+
+
+def compare(ours: Any, theirs: Any, leaves: list[Tensor]) -> None:
+    found, wanted = ours(*leaves), theirs(*leaves)
+    toward = [torch.randn(y.shape, generator=torch.Generator().manual_seed(3)) for y in wanted]
+    gradients = [torch.autograd.grad(ys, leaves, toward, materialize_grads=True) for ys in (found, wanted)]
+    for a, b in zip((*found, *gradients[0]), (*wanted, *gradients[1]), strict=True):
+        # Both are fp32 with sums in different order.
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=2e-5)
+
+
+SEGMENTS = torch.tensor([[4, 4, 4, 1, 1, 2, 2, 2, 2], [8] * 9])
+
+
+@pytest.mark.parametrize("name", ["fla_kernels", "mamba_ssm_kernels"])
+@pytest.mark.parametrize(("tokens", "segments"), [(1, None), (9, None), (9, SEGMENTS)])
+@pytest.mark.parametrize("carried", [False, True])
+def test_ssd_adapters_equal_the_reference(
+    adapters: dict[str, ModuleType], name: str, tokens: int, segments: Tensor | None, carried: bool
+) -> None:
+    def call(function: Any) -> Any:
+        return lambda q, k, v, dt, a, *state: function(
+            q, k, v, dt, a, state_BNKV=state[0] if state else None, segments_BT=segments
+        )
+
+    leaves = ssd_leaves(tokens)
+    compare(call(adapters[name].ssd_recurrence), call(gated.ssd_recurrence), leaves if carried else leaves[:5])
+
+
+@pytest.mark.parametrize("name", ["fla_kernels", "mamba_ssm_kernels"])
+@pytest.mark.parametrize("carried", [False, True])
+def test_decode_steps_equal_the_reference_and_leave_the_given_state_alone(
+    adapters: dict[str, ModuleType], name: str, carried: bool
+) -> None:
+    *inputs, state = (leaf.detach() for leaf in ssd_leaves(1))
+    given = state.clone() if carried else None
+    with torch.no_grad():
+        found = adapters[name].ssd_recurrence(*inputs, state_BNKV=given)
+        wanted = gated.ssd_recurrence(*inputs, state_BNKV=state if carried else None)
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    if carried:
+        assert torch.equal(given, state)  # type: ignore[arg-type]
+
+
+def test_the_gated_adapter_scales_and_needs_no_write_strength(adapters: dict[str, ModuleType]) -> None:
+    q, k, v, dt, *_ = ssd_leaves(7)
+    compare(
+        lambda q, k, v, dt: adapters["fla_kernels"].gated_recurrence(q, k, v, -dt, scale=0.5),
+        lambda q, k, v, dt: gated.gated_recurrence(q, k, v, -dt, scale=0.5),
+        [q, k, v, dt],
+    )
+
+
+@pytest.mark.parametrize("name", ["fla_kernels", "causal_conv1d_kernels"])
+@pytest.mark.parametrize("tokens", [1, 2, 9])
+@pytest.mark.parametrize("carried", [False, True])
+@pytest.mark.parametrize("special", ["", "padded", "packed"])
+def test_convolution_adapters_equal_the_reference(
+    adapters: dict[str, ModuleType], name: str, tokens: int, carried: bool, special: str
+) -> None:
+    generator = torch.Generator().manual_seed(tokens)
+    shapes = ((2, tokens, 8), (8, 3), (8,), (2, 8, 2))
+    leaves = [torch.randn(*shape, generator=generator).requires_grad_() for shape in shapes]
+    valid = torch.arange(9)[:tokens].expand(2, -1) >= torch.tensor([[0], [1]]) if special == "padded" else None
+    segments = SEGMENTS[:, :tokens] if special == "packed" else None
+
+    def call(function: Any) -> Any:
+        return lambda x, weight, bias, *state: function(
+            x, weight, bias, state_BCX=state[0] if state else None, valid_BT=valid, segments_BT=segments
+        )
+
+    compare(call(adapters[name].causal_conv), call(conv.causal_conv), leaves if carried else leaves[:3])
+
+
+@pytest.mark.parametrize(("channels", "width"), [(8, 5), (7, 2)])
+def test_causal_conv1d_leaves_what_its_kernel_cannot_do_to_the_reference(
+    adapters: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, channels: int, width: int
+) -> None:
+    adapter = adapters["causal_conv1d_kernels"]
+    monkeypatch.setattr(adapter, "causal_conv1d_fn", None)
+    x, weight = torch.randn(1, 9, channels), torch.randn(channels, width)
+    assert torch.equal(adapter.causal_conv(x, weight)[0], conv.causal_conv(x, weight)[0])

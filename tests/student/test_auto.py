@@ -1,0 +1,174 @@
+"""Saved students in fresh interpreters: with the one import, with trust_remote_code, and with neither."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+import torch
+from linearize_hovle.adapter import attention_sites
+from linearize_hovle.configuration import HovleConfig, HovleEmbeddingConfig
+from linearize_hovle.modeling import HovleForConditionalGeneration
+from linearize_hovle.processing import HovleProcessor
+from linearize_hovle.tokenization import HovleTokenizer
+from transformers import LlamaConfig
+
+from linearize.plugins import Plugins
+from linearize.specs import MixerSpec, TeacherSpec
+from linearize.student.classes import register_students
+from linearize.student.convert import convert, set_linear
+from linearize.student.mixers import build_mixer
+from linearize.student.modeling import save_student
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMON = """
+import sys
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+folder = sys.argv[1]
+
+def same_model(**options):
+    model = AutoModelForImageTextToText.from_pretrained(folder, **options)
+    processor = AutoProcessor.from_pretrained(folder, **options)
+    expected = torch.load(folder + "/../expected.pt")
+    inputs = {"input_ids": expected["ids"], "pixel_values": expected["pixels"]}
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, expected["logits"])
+    assert AutoConfig.from_pretrained(folder, **options).model_type == "linearize_hovle"
+    assert type(processor).__name__ == "HovleProcessor", type(processor)
+    assert processor.tokenizer("red circle")["input_ids"] == expected["red circle"]
+    return model
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hybrid Mamba-2 student of a tiny HoVLE, with its processor, and what it answers in memory."""
+    home = tmp_path_factory.mktemp("auto")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["how many red circles", "user assistant system"] * 20),
+        model_prefix=str(home / "tokenizer"), vocab_size=320, model_type="bpe", byte_fallback=True, minloglevel=2,
+    )  # fmt: skip
+    tokenizer = HovleTokenizer(str(home / "tokenizer.model"))
+    torch.manual_seed(0)
+    image_token = int(tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"))
+    tower: dict[str, Any] = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2,
+    }  # fmt: skip
+    config = HovleConfig(
+        embedding_config=HovleEmbeddingConfig(**tower, patch_size=4, image_size=16, image_token_id=image_token),
+        text_config=LlamaConfig(**tower),
+        image_size=16,
+    )
+    model = HovleForConditionalGeneration(config).eval()
+    spec = Plugins.discover().registry.get(MixerSpec, "mamba2")
+    mixers = {site.index: build_mixer(spec, spec.config_class()(), site) for site in attention_sites(config)}
+    for mixer in mixers.values():
+        mixer.initialize("scratch", torch.Generator().manual_seed(1))  # type: ignore[operator]
+    convert(model, attention_sites(config), mixers)
+    set_linear(model, [0, 1, 3])
+    save_student(model, home / "student", processor=HovleProcessor.for_model(config, tokenizer))
+    ids = torch.randint(3, 200, (1, 9))
+    ids[:, 2:6] = image_token
+    pixels = torch.randn(1, 3, 16, 16)
+    with torch.no_grad():
+        logits = model(input_ids=ids, pixel_values=pixels).logits
+    red_circle = tokenizer("red circle")["input_ids"]
+    torch.save({"ids": ids, "pixels": pixels, "logits": logits, "red circle": red_circle}, home / "expected.pt")
+    return home / "student"
+
+
+def _python(code: str, folder: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    search = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
+    environment = os.environ | {
+        "PYTHONPATH": search, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-c", COMMON + code, str(folder)],
+        env=environment, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120,
+        check=False,
+    )  # fmt: skip
+
+
+def test_one_import_makes_the_auto_classes_load_students(folder: Path, tmp_path: Path) -> None:
+    done = _python(
+        """
+import linearize.auto
+model = same_model()
+assert type(model).__module__.startswith("linearize.")
+assert model.generate(torch.tensor([[5, 6]]), max_new_tokens=3, do_sample=False).shape == (1, 5)
+AutoTokenizer.from_pretrained(folder)
+try:
+    AutoModel.from_pretrained(folder)
+except ValueError as error:
+    assert "LinearizedHovleConfig" in str(error), error
+else:
+    raise AssertionError("AutoModel built a model without a language head")
+""",
+        folder,
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_trust_remote_code_needs_no_import_and_without_either_nothing_loads(folder: Path, tmp_path: Path) -> None:
+    done = _python(
+        """
+for auto in (AutoConfig, AutoModelForImageTextToText, AutoModel):
+    try:
+        auto.from_pretrained(folder)
+    except ValueError as error:
+        assert "trust_remote_code" in str(error), error
+    else:
+        raise AssertionError("loaded without linearize")
+assert "linearize" not in sys.modules
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+assert type(processor).__name__ == "HovleProcessor", type(processor)
+model = same_model(trust_remote_code=True)
+model.save_pretrained(folder + "/../again")
+""",
+        folder,
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_without_its_code_file_is_not_taken_for_the_teacher(folder: Path, tmp_path: Path) -> None:
+    """What is left when only config.json and the weights were copied and auto_map was lost."""
+    done = _python(
+        """
+import json, shutil
+shutil.copytree(folder, "bare", ignore=shutil.ignore_patterns("*.py"))
+config = json.load(open("bare/config.json"))
+del config["auto_map"]
+json.dump(config, open("bare/config.json", "w"))
+for auto in (AutoConfig, AutoModelForImageTextToText, AutoModel):
+    try:
+        auto.from_pretrained("bare")
+    except ValueError as error:
+        assert "linearize_hovle" in str(error), error
+    else:
+        raise AssertionError("loaded without linearize")
+""",
+        folder,
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_teacher_that_cannot_be_imported_is_warned_about(plugins: Plugins) -> None:
+    broken = TeacherSpec(
+        name="broken",
+        build="no_such_package:X",
+        source="https://example.org",
+        model_types={"broken": "no_such_package:X"},
+    )
+    plugins.registry.registrar("broken")(broken)
+    with pytest.warns(UserWarning, match="students of 'broken' models cannot be loaded: .*no_such_package"):
+        register_students()

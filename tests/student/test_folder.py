@@ -1,0 +1,304 @@
+"""Students as folders: the same model comes back, a folder is whole or refused, and every fault is named."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from linearize_mamba2 import linearize_register as register_mamba2
+from safetensors.torch import load_file, save_file
+
+from linearize.errors import CheckpointError, PluginError
+from linearize.plugins import Plugins
+from linearize.specs import MixerSpec, Spec, TeacherSpec
+from linearize.student.convert import convert, converted_sites, linearized_sites, release_teacher
+from linearize.student.modeling import load_student, save_student
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", ["all", "hybrid"])
+@pytest.mark.parametrize("released", [False, True])
+def test_a_loaded_student_has_the_logits_of_the_model_in_memory(
+    teacher: Any, layout: str, released: bool, tmp_path: Path
+) -> None:
+    model = teacher.convert(None if layout == "all" else teacher.hybrid)
+    if released:
+        release_teacher(model)
+    expected = model(**teacher.inputs).logits
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    save_student(model, tmp_path / "student")
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    loaded = load_student(tmp_path / "student")
+    assert torch.equal(loaded(**teacher.inputs).logits, expected)
+    assert loaded.config.model_type == f"linearize_{model.config.model_type}"
+    assert converted_sites(loaded) == tuple(teacher.sites)
+    assert not loaded.training
+    again = tmp_path / "again"
+    save_student(loaded, again)
+    assert torch.equal(load_student(again)(**teacher.inputs).logits, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family_layout", ["all", "hybrid"])
+def test_mamba2_students_decode_and_come_back(hovle: Any, family_layout: str, tmp_path: Path) -> None:
+    found: list[Spec] = []
+    register_mamba2(register=found.append)
+    (spec,) = (spec for spec in found if isinstance(spec, MixerSpec))
+    model = hovle.convert(None if family_layout == "all" else hovle.hybrid, spec, conv_width=2)
+    expected = model(**hovle.inputs).logits
+    save_student(model, tmp_path)
+    loaded = load_student(tmp_path)
+    assert torch.equal(loaded(**hovle.inputs).logits, expected)
+    options = {"max_new_tokens": 8, "do_sample": False, "suppress_tokens": [60]}
+    cached = loaded.generate(**hovle.inputs, **options)
+    assert torch.equal(cached, loaded.generate(**hovle.inputs, **options, use_cache=False))
+
+
+@torch.no_grad()
+def test_names_in_the_file_are_the_teachers_at_kept_sites_and_hold_no_projection_twice(
+    llama: Any, tmp_path: Path
+) -> None:
+    kept = {name for name in llama.model.state_dict() if ".layers.1." not in name and ".layers.3." not in name}
+    save_student(llama.convert(llama.hybrid), tmp_path)
+    names = set(load_file(tmp_path / "model.safetensors"))
+    assert kept <= names
+    at_site = sorted(name.split("self_attn.")[1] for name in names if ".layers.1.self_attn." in name)
+    assert at_site == [
+        "mixer.k_proj.weight", "mixer.log_decay", "mixer.q_proj.weight", "mixer.shift", "mixer.v_proj.weight",
+        "o_proj.weight",
+    ]  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_decay_parameters_stay_fp32_in_a_student_of_lower_precision(
+    llama: Any, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model = llama.convert()
+    decays = [slot.mixer.log_decay.clone() for slot in linearized_sites(model)]
+    save_student(model, tmp_path)
+    loaded = load_student(tmp_path, dtype=dtype)
+    for slot, decay in zip(linearized_sites(loaded), decays, strict=True):
+        assert slot.mixer.q_proj.weight.dtype == slot.o_proj.weight.dtype == dtype
+        assert slot.mixer.log_decay.dtype == torch.float32
+        assert torch.equal(slot.mixer.log_decay, decay)
+    assert loaded.lm_head.weight.dtype == dtype
+
+
+@torch.no_grad()
+def test_a_student_of_lower_precision_is_saved_and_loaded_as_it_is(llama: Any, tmp_path: Path) -> None:
+    model = llama.convert().to(torch.bfloat16)
+    for slot in linearized_sites(model):
+        slot.mixer.log_decay.data = slot.mixer.log_decay.data.float()
+    expected = model(**llama.inputs).logits
+    save_student(model, tmp_path)
+    loaded = load_student(tmp_path)
+    assert loaded.dtype == torch.bfloat16
+    assert linearized_sites(loaded)[0].mixer.log_decay.dtype == torch.float32
+    assert torch.equal(loaded(**llama.inputs).logits, expected)
+
+
+def test_buffers_that_a_mixer_does_not_save_come_back_all_the_same(llama: Any, tmp_path: Path) -> None:
+    save_student(llama.convert(strength=0.125), tmp_path)
+    for slot in linearized_sites(load_student(tmp_path)):
+        assert slot.mixer is not None
+        assert torch.equal(slot.mixer.get_buffer("shift"), torch.full((32,), 0.125))
+
+
+def test_tied_tables_stay_tied(tmp_path: Path, llama: Any) -> None:
+    llama.model.config.tie_word_embeddings = True
+    llama.model.tie_weights()
+    save_student(llama.convert(), tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    loaded = load_student(tmp_path)
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    with torch.no_grad():
+        assert torch.equal(loaded(**llama.inputs).logits, llama.model(**llama.inputs).logits)
+
+
+def test_a_loaded_student_can_be_trained_whole(llama: Any, tmp_path: Path) -> None:
+    save_student(llama.convert(), tmp_path)
+    assert all(parameter.requires_grad for parameter in load_student(tmp_path).parameters())
+
+
+def test_the_folder_says_what_the_student_is_made_of(llama: Any, tmp_path: Path) -> None:
+    llama.model.generation_config.max_new_tokens = 77
+    save_student(llama.convert(llama.hybrid, strength=0.25), tmp_path, extra={"recipe": {"seed": 5}})
+    described = json.loads((tmp_path / "config.json").read_text())["linearize"]
+    assert [entry["site"] for entry in described["mixers"]] == [1, 3]
+    assert described["mixers"][0] == {"site": 1, "type": "toy", "options": {"strength": 0.25}, "plugin": "toy 7"}
+    assert described["sites"][2]["path"] == "model.layers.2.self_attn"
+    assert described["extra"] == {"recipe": {"seed": 5}}
+    assert json.loads((tmp_path / "generation_config.json").read_text())["max_new_tokens"] == 77
+    card = (tmp_path / "README.md").read_text()
+    assert "2 of the 4 attention sites of a `llama` model" in card
+    assert '| 3 | language | 3 | toy {"strength": 0.25} |' in card
+    assert '"seed": 5' in card
+
+
+def test_an_earlier_student_stays_until_the_new_one_is_whole(llama: Any, tmp_path: Path) -> None:
+    class Broken:
+        def save_pretrained(self, folder: Path) -> None:
+            raise OSError("disk full")
+
+    folder = tmp_path / "student"
+    model = llama.convert()
+    save_student(model, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(OSError, match="disk full"):
+        save_student(model, folder, processor=Broken(), extra={"changed": True})
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+    save_student(model, folder, extra={"changed": True})
+    assert load_student(folder).config.linearize["extra"] == {"changed": True}
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_a_folder_with_other_files_is_not_replaced(llama: Any, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(CheckpointError, match=r"holds other files and no config\.json"):
+        save_student(llama.convert(), tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_models_that_cannot_be_saved_say_why(llama: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not a student"):
+        save_student(llama.model, tmp_path / "student")
+    convert(llama.model, llama.sites, {0: torch.nn.Linear(2, 2)})
+    with pytest.raises(ValueError, match="a Linear was made without build_mixer"):
+        save_student(llama.model, tmp_path / "student")
+    assert list(tmp_path.iterdir()) == []
+
+
+def _config(folder: Path, change: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_folders_without_a_student_are_refused(llama: Any, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="the folder does not exist"):
+        load_student(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"it has no config\.json"):
+        load_student(tmp_path)
+    llama.model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="model_type 'llama'"):
+        load_student(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="not valid JSON"):
+        load_student(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="holds a list"):
+        load_student(tmp_path)
+
+
+def test_cut_weight_files_are_refused(llama: Any, tmp_path: Path) -> None:
+    save_student(llama.convert(), tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole = path.read_bytes()
+    for size in (len(whole) - 5, len(whole) // 2, 4, 0):
+        path.write_bytes(whole[:size])
+        with pytest.raises(CheckpointError, match="damaged or cut short"):
+            load_student(tmp_path)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"cannot be read: .*model\.safetensors"):
+        load_student(tmp_path)
+
+
+def test_missing_surplus_and_misshapen_tensors_are_named(llama: Any, tmp_path: Path) -> None:
+    save_student(llama.convert(), tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    name = "model.layers.2.self_attn.mixer.k_proj.weight"
+
+    def save(changed: dict[str, torch.Tensor]) -> None:
+        save_file(changed, path, metadata={"format": "pt"})
+
+    save({key: tensor for key, tensor in tensors.items() if key != name})
+    with pytest.raises(CheckpointError, match=rf"1 missing \({name}\)"):
+        load_student(tmp_path)
+    save(tensors | {"model.layers.2.self_attn.q_proj.weight": torch.zeros(32, 32)})
+    with pytest.raises(CheckpointError, match=r"1 surplus \(model\.layers\.2\.self_attn\.q_proj\.weight\)"):
+        load_student(tmp_path)
+    save(tensors | {name: torch.zeros(32, 31)})
+    with pytest.raises(CheckpointError, match="1 of another shape"):
+        load_student(tmp_path)
+
+
+def _add_teacher(plugins: Plugins, target: str) -> None:
+    """Another plug-in with a teacher of Llama models."""
+    spec = TeacherSpec(name="other", build="none:none", source="https://example.org", model_types={"llama": target})
+    plugins.registry.registrar("other")(spec)
+
+
+def test_mixers_and_teachers_that_are_not_installed_are_named(llama: Any, plugins: Plugins, tmp_path: Path) -> None:
+    save_student(llama.convert(), tmp_path)
+    plugins.registry.remove_owner("toy")
+    with pytest.raises(CheckpointError, match="students of 'llama' models need a teacher plug-in"):
+        load_student(tmp_path)
+    _add_teacher(plugins, "transformers:LlamaForCausalLM")
+    with pytest.raises(CheckpointError, match=r"mixer 'toy' of plug-in 'toy 7', which cannot be built.*unknown mixer"):
+        load_student(tmp_path)
+
+
+def test_descriptions_that_do_not_fit_are_refused(llama: Any, tmp_path: Path) -> None:
+    save_student(llama.convert(), tmp_path)
+    original = (tmp_path / "config.json").read_text()
+
+    def expect(match: str, change: Any) -> None:
+        (tmp_path / "config.json").write_text(original)
+        _config(tmp_path, change)
+        with pytest.raises(CheckpointError, match=match):
+            load_student(tmp_path)
+
+    expect("does not describe a student", lambda config: config.pop("linearize"))
+    expect("saved by linearize 9.9", lambda config: config["linearize"].update(version="9.9", colour="red"))
+    expect("which it does not list", lambda config: config["linearize"].update(sites=[]))
+    expect(
+        "do not fit a Linearized",
+        lambda config: config["linearize"]["sites"][3].update(path="model.layers.8.self_attn"),
+    )
+    expect("cannot be built here", lambda config: config["linearize"]["mixers"][0].update(options={"strengths": 1}))
+
+
+def test_two_teachers_with_different_models_of_one_type_are_refused(
+    llama: Any, plugins: Plugins, tmp_path: Path
+) -> None:
+    save_student(llama.convert(), tmp_path)
+    _add_teacher(plugins, "transformers:LlamaForSequenceClassification")
+    with pytest.raises(CheckpointError, match="teachers other, toy_teacher bring different 'llama' models"):
+        load_student(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("target", "match"), [("json:dumps", "a PreTrainedModel class was due"), ("no_such:X", "import failed")]
+)
+def test_a_teacher_with_a_wrong_model_class_is_refused(
+    target: str, match: str, llama: Any, plugins: Plugins, tmp_path: Path
+) -> None:
+    save_student(llama.convert(), tmp_path)
+    plugins.registry.remove_owner("toy")
+    _add_teacher(plugins, target)
+    with pytest.raises(PluginError, match=match):
+        load_student(tmp_path)
+
+
+def test_a_student_made_from_a_configuration_alone_has_its_mixers_initialised(llama: Any, tmp_path: Path) -> None:
+    save_student(llama.convert(), tmp_path)
+    loaded = load_student(tmp_path)
+    fresh = type(loaded)(loaded.config)
+    assert all(bool(slot.mixer.log_decay.abs().min() > 0) for slot in linearized_sites(fresh))
+    assert [name for name, _ in fresh.named_parameters()] == [name for name, _ in loaded.named_parameters()]
+
+
+def test_saving_and_loading_warn_of_nothing(llama: Any, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_student(llama.convert(), tmp_path)
+        load_student(tmp_path)

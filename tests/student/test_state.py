@@ -1,0 +1,107 @@
+"""The recurrent slot in transformers' Cache, and the reading of attention masks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+from transformers.models.llama import LlamaConfig
+
+from linearize.student.state import RecurrentStateLayer, state_layer, token_validity
+
+
+def _filled(batch: int = 3) -> RecurrentStateLayer:
+    layer = RecurrentStateLayer()
+    layer.put(5, {"s": torch.arange(batch * 2.0).view(batch, 2), "conv": torch.arange(batch).view(batch, 1, 1)})
+    return layer
+
+
+def test_a_slot_counts_tokens_and_sizes_masks_by_them() -> None:
+    layer = _filled()
+    layer.put(1, layer.states)
+    assert layer.get_seq_length() == 6
+    assert layer.get_mask_sizes(4) == (10, 0)
+    assert layer.get_max_length() == layer.get_max_cache_shape() == -1
+
+
+def test_rows_are_reordered_repeated_and_selected_in_every_tensor() -> None:
+    layer = _filled()
+    layer.reorder_cache(torch.tensor([2, 2, 0]))
+    assert layer.states["s"].tolist() == [[4, 5], [4, 5], [0, 1]]
+    assert layer.states["conv"].flatten().tolist() == [2, 2, 0]
+    layer.batch_repeat_interleave(2)
+    assert layer.states["conv"].flatten().tolist() == [2, 2, 2, 2, 0, 0]
+    layer.batch_select_indices(torch.tensor([False, True, False, False, True, False]))
+    assert layer.states["conv"].flatten().tolist() == [2, 0]
+    layer.offload()
+    layer.prefetch()
+    assert layer.states["s"].tolist() == [[4, 5], [0, 1]]
+
+
+def test_reset_forgets_state_and_length() -> None:
+    layer = _filled()
+    layer.reset()
+    assert (layer.states, layer.get_seq_length()) == ({}, 0)
+
+
+def test_a_recurrence_refuses_to_step_back_and_to_hold_keys() -> None:
+    with pytest.raises(RuntimeError, match="asks a recurrent state to forget"):
+        _filled().crop(-1)
+    with pytest.raises(RuntimeError, match="mixer's state after 5 tokens"):
+        _filled().update(torch.zeros(1), torch.zeros(1))
+
+
+def test_slots_are_swapped_on_first_touch_only() -> None:
+    cache = DynamicCache()
+    layer = state_layer(cache, 2)
+    assert isinstance(cache.layers[2], RecurrentStateLayer)
+    assert not isinstance(cache.layers[1], RecurrentStateLayer)
+    assert state_layer(cache, 2) is layer
+
+
+def test_slots_that_cannot_be_swapped_say_why() -> None:
+    config = LlamaConfig(num_hidden_layers=2, hidden_size=8, num_attention_heads=1)
+    with pytest.raises(RuntimeError, match="made with 2 slots"):
+        state_layer(DynamicCache(config=config), 2)
+    with pytest.raises(RuntimeError, match="StaticLayer"):
+        state_layer(StaticCache(config=config, max_cache_len=8), 0)
+    cache = DynamicCache()
+    cache.update(torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4), 0)
+    with pytest.raises(RuntimeError, match="keys and values of 3 tokens"):
+        state_layer(cache, 0)
+
+
+REAL = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]]).bool()
+
+
+@pytest.mark.parametrize("seen", [0, 1, 2, 5])
+@pytest.mark.parametrize("surplus", [0, 3])
+def test_every_kind_of_mask_gives_the_same_validity(seen: int, surplus: int) -> None:
+    """Surplus columns on the right are what a cache of fixed size has."""
+    covered = torch.nn.functional.pad(REAL, (0, surplus))
+    causal = torch.ones(REAL.shape[1], covered.shape[1]).tril().bool()
+    square = (causal & covered[:, None])[:, None, seen:]
+    added = torch.zeros(square.shape).masked_fill(~square, torch.finfo(torch.float32).min)
+    num_tokens = REAL.shape[1] - seen
+    expected = REAL[:, seen:]
+    for mask in (covered, covered.long(), square, added, added.bfloat16()):
+        valid_BT = token_validity(mask, num_tokens, seen)
+        assert valid_BT is not None
+        assert valid_BT.dtype == torch.bool
+        assert torch.equal(valid_BT, expected)
+
+
+def test_a_mask_of_a_sliding_window_ends_at_the_last_token() -> None:
+    valid_BT = token_validity(torch.tensor([[1, 1, 0]]), 2, seen=40)
+    assert valid_BT is not None
+    assert valid_BT.tolist() == [[True, False]]
+
+
+def test_masks_that_cannot_be_read_are_refused() -> None:
+    assert token_validity(None, 3, 0) is None
+    with pytest.raises(ValueError, match="attention mask of type Tensor"):
+        token_validity(torch.ones(2, 3, 4), 3, 0)
+    with pytest.raises(ValueError, match="attention mask of type object"):
+        token_validity(object(), 3, 0)
+    with pytest.raises(ValueError, match="covers 2 tokens, but this call has 3"):
+        token_validity(torch.ones(1, 2), 3, 0)

@@ -1,0 +1,24 @@
+"""The Mamba-2 plug-in registers without importing torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from linearize.plugins import Plugins
+from linearize.specs import MixerSpec
+
+
+def test_the_mixer_is_found_by_name() -> None:
+    import linearize_mamba2
+
+    plugins = Plugins()
+    plugins.add(linearize_mamba2, name="mamba2")
+    spec = plugins.registry.get(MixerSpec, "mamba2")
+    assert spec.config_class().__name__ == "Mamba2Config"
+    assert spec.builder().__name__ == "Mamba2Mixer"
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import sys, linearize_mamba2, linearize_mamba2.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

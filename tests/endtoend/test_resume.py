@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -158,11 +159,12 @@ def test_a_changed_recipe_is_refused_with_the_difference(
 ) -> None:
     run = copy_of_reference()
     monkeypatch.chdir(run.parents[1])
+    distill = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))["stages"][2]
     changed = {"stages.distill.lr": 0.5, "student.seeder.type": "scratch"}
     result = CliRunner().invoke(app, demo.arguments(changed))
     assert result.exit_code == 1
     assert "runs/tiny holds a run of another recipe; what changed:" in result.stderr
-    assert "  - stages.2.lr: was 0.002, now 0.5" in result.stderr
+    assert f"  - stages.2.lr: was {distill['lr']}, now 0.5" in result.stderr
     assert "  - student.seeder.type: was 'mimic', now 'scratch'" in result.stderr
     assert "--fresh" in result.stderr
 

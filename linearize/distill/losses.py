@@ -33,14 +33,16 @@ def kl_backward(
     temperature: float,
     reverse: bool,
     chunk: int,
+    added: Tensor | None = None,
 ) -> Tensor:
-    """Backpropagates ``kl_sum / divisor`` from final hidden states and returns its value.
+    """Backpropagates ``kl_sum / divisor``, from final hidden states, and ``added``; returns the value of the first.
 
     The logits of both models exist for ``chunk`` positions at a time, so memory does not grow with T times V.
 
     Args:
         head: the output projection, hidden states to logits; frozen, shared by both models.
         teacher_PD: without grad. student_PD: with the graph that leads to the student's parameters.
+        added: another loss on the same graph, which one backward frees.
     """
     leaf_PD = student_PD.detach().requires_grad_()
     total = torch.zeros((), device=student_PD.device)
@@ -50,8 +52,11 @@ def kl_backward(
         loss = kl_sum(teacher_PV, head(student), temperature=temperature, reverse=reverse) / divisor
         loss.backward()
         total += loss.detach()
+    ends: list[tuple[Tensor, Tensor | None]] = [] if added is None else [(added, None)]
     if leaf_PD.grad is not None:
-        student_PD.backward(leaf_PD.grad.to(student_PD.dtype))
+        ends.append((student_PD, leaf_PD.grad.to(student_PD.dtype)))
+    if ends:
+        torch.autograd.backward([end for end, _ in ends], [gradient for _, gradient in ends])
     return total
 
 

@@ -10,11 +10,12 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from linearize.distill.hidden import hidden_error, site_inputs
 from linearize.distill.losses import SiteError, kl_backward
 from linearize.distill.options import LayerMseConfig, LogitKlConfig
 from linearize.protocols import TOKEN_PAD, TOKEN_TEXT, Batch
 from linearize.student.convert import linearized_sites, observe, teacher_route
-from linearize.student.site import SiteCapture
+from linearize.student.site import SiteCapture, every_token
 
 
 @dataclass(slots=True)
@@ -64,7 +65,7 @@ class LayerMse:
 
     def backward(self, model: nn.Module, batch: Batch, sites: Collection[int], total_weight: float) -> Measured:
         """One pass of the teacher; loss and backward at every site."""
-        counted_BT = self._counted(batch)
+        num_counted = self.weight(batch)
         measured = Measured()
         projections = {slot.site.index: slot.o_proj for slot in linearized_sites(model)}
 
@@ -72,7 +73,7 @@ class LayerMse:
             project = projections[capture.site.index] if self.config.space == "output" else nn.Identity()
             share = 1 / len(sites) if self.config.reduction == "mean" else 1.0
             with torch.enable_grad():  # the teacher around it runs without
-                loss, error = self._site_loss(capture, mixer, project, counted_BT)
+                loss, error = self._site_loss(capture, mixer, project, num_counted)
                 scaled = loss * (self.config.scale * share / total_weight)
                 scaled.backward()
             measured.loss = measured.loss + scaled.detach()
@@ -88,14 +89,16 @@ class LayerMse:
         return batch.token_kind_BT != TOKEN_PAD
 
     def _site_loss(
-        self, capture: SiteCapture, mixer: nn.Module, project: nn.Module, counted_BT: Tensor
+        self, capture: SiteCapture, mixer: nn.Module, project: nn.Module, num_counted: int
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The site's loss, which counts as ``num_counted`` tokens also where a tower runs over patches, not tokens."""
         valid_BT = None if self.config.tokens == "all" else capture.valid_BT
         y_BTNV, _ = mixer(capture.x_BTD, valid_BT=valid_BT, position=capture.position)
+        counted_BT = every_token(capture.x_BTD) if valid_BT is None else valid_BT
         prediction_PX = project(y_BTNV.flatten(2)[counted_BT])
         target_PX = project(capture.target_BTNV.flatten(2)[counted_BT]).detach()
         squared_PX = (prediction_PX.float() - target_PX.float()).square()
-        loss = squared_PX.mean(dim=-1).sum()
+        loss = squared_PX.mean(dim=-1).sum() * (num_counted / len(squared_PX))
         if self.config.normalize == "variance":
             loss = loss / target_PX.float().square().mean().clamp_min(1e-12)
         return loss, (squared_PX, target_PX)
@@ -114,21 +117,38 @@ class LogitKl:
         return batch.loss_mask_BT.shape[0] if self.config.normalize == "batch" else int(self._predicting(batch).sum())
 
     def backward(self, model: nn.Module, batch: Batch, sites: Collection[int], total_weight: float) -> Measured:
-        """One pass of the teacher without grad, one of the student, and the chunked KL between them."""
+        """One pass of the teacher without grad, one of the student, and the chunked KL between them.
+
+        The measured loss is the KL alone, so that it means the same with and without the error of hidden states.
+        """
         predicting_BT = self._predicting(batch)
         with torch.no_grad(), teacher_route(model):
-            teacher_PD = final_hidden(model, batch)[predicting_BT]
-        student_PD = final_hidden(model, batch)[predicting_BT]
+            teacher_BTD, teacher_states = self._run(model, batch)
+        student_BTD, student_states = self._run(model, batch)
+        added = None
+        if self.config.hidden_weight:
+            num_valid = int((batch.token_kind_BT != TOKEN_PAD).sum())
+            error = hidden_error(teacher_states, student_states) * num_valid
+            added = error * (self.config.hidden_weight / total_weight)
         loss = kl_backward(
             model.get_output_embeddings(),  # type: ignore[operator]
-            teacher_PD,
-            student_PD,
+            teacher_BTD[predicting_BT],
+            student_BTD[predicting_BT],
             divisor=total_weight,
             temperature=self.config.temperature,
             reverse=self.config.direction == "reverse",
             chunk=self.config.chunk_tokens,
+            added=added,
         )
         return Measured(loss)
+
+    def _run(self, model: nn.Module, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """Final hidden states [B, T, D], and where they are compared those of all layers, valid tokens only [P, D]."""
+        if not self.config.hidden_weight:
+            return final_hidden(model, batch), []
+        with site_inputs(model) as states:
+            final_BTD = final_hidden(model, batch)
+        return final_BTD, [*states, final_BTD[batch.token_kind_BT != TOKEN_PAD]]
 
     def _predicting(self, batch: Batch) -> Tensor:
         """[B, T], True where the logits of a position count: those that predict a token which counts."""

@@ -5,10 +5,11 @@ Letters: B batch, T tokens, D model width, N query heads, V value width per head
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from linearize.protocols import AttentionSite
@@ -31,6 +32,11 @@ class SiteCapture:
     target_BTNV: Tensor
     valid_BT: Tensor | None
     position: tuple[Tensor, Tensor] | None
+
+
+def every_token(x_BTD: Tensor) -> Tensor:
+    """[B, T] bool, True everywhere."""
+    return x_BTD.new_ones(x_BTD.shape[:2], dtype=torch.bool)
 
 
 Observer: TypeAlias = Callable[[SiteCapture, nn.Module], None]
@@ -95,7 +101,7 @@ class LinearizedAttention(nn.Module):
         num_tokens = x_BTD.shape[1]
         y_BTNV, state = self.mixer(
             x_BTD,
-            valid_BT=self._validity(x_BTD, kwargs, 0 if slot is None else slot.seen),
+            valid_BT=self.validity(x_BTD, kwargs, 0 if slot is None else slot.seen),
             position=kwargs.get("position_embeddings"),
             state=slot.states if slot is not None and slot.seen else None,
         )
@@ -108,7 +114,7 @@ class LinearizedAttention(nn.Module):
     def _observe(self, x_BTD: Tensor, kwargs: dict[str, Any], observer: Observer) -> tuple[Tensor, Tensor | None]:
         assert self.mixer is not None  # observe() takes only sites with a mixer
         cache = kwargs.get("past_key_values")
-        valid_BT = self._validity(x_BTD, kwargs, 0 if cache is None else cache.get_seq_length(self.site.cache_index))
+        valid_BT = self.validity(x_BTD, kwargs, 0 if cache is None else cache.get_seq_length(self.site.cache_index))
         projected: list[Tensor] = []
         handle = self.o_proj.register_forward_pre_hook(lambda _, inputs: projected.append(inputs[0].detach()))
         try:
@@ -132,6 +138,7 @@ class LinearizedAttention(nn.Module):
         )
         return output
 
-    def _validity(self, x_BTD: Tensor, kwargs: dict[str, Any], seen: int) -> Tensor | None:
+    def validity(self, x_BTD: Tensor, kwargs: Mapping[str, Any], seen: int = 0) -> Tensor | None:
+        """[B, T] bool, False at pads, from the mask that the decoder passed; None where all tokens are real."""
         valid_BT = token_validity(kwargs.get("attention_mask"), x_BTD.shape[1], seen)
         return None if valid_BT is None else valid_BT.expand(x_BTD.shape[0], -1)

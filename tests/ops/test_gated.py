@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from linearize.ops import gated
+from linearize.ops import chunks
 from linearize.ops.gated import gated_recurrence, ssd_recurrence
 
 # The widest relative error seen in fp32 is 3e-6 of the largest entry; the room is for other processors' sums.
@@ -129,7 +129,7 @@ def test_decays_that_leave_fp32_give_finite_gradients(decay: float) -> None:
 def test_the_quadratic_form_without_factors_equals_the_factored_one(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = draw(20)
     factored = run(gated_recurrence, tensors, torch.float64, chunk_size=8)
-    monkeypatch.setattr(gated, "FACTORED_RANGE", -1.0)
+    monkeypatch.setattr(chunks, "FACTORED_RANGE", -1.0)
     assert_near(run(gated_recurrence, tensors, torch.float64, chunk_size=8), factored, 1e-12)
 
 

@@ -6,6 +6,7 @@ X anything.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +16,25 @@ from torch import Tensor
 
 # Log-decay across a chunk up to which it may be split between q and k: exp(30) · exp(30) stays far inside fp32.
 FACTORED_RANGE = 60.0
+
+
+def state_dtype(q: Tensor) -> torch.dtype:
+    """In which a recurrence is computed and its state kept: fp32, and fp64 for fp64 inputs."""
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def in_dtype(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors cast to ``dtype``; those that are not there stay away."""
+    return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
+
+
+def without_overshoot(g: Tensor) -> Tensor:
+    """Log-decays, those whose exponential is 0 in their dtype all equally strong.
+
+    Sums of decays are compared with one another; a huge one would take the precision of all after it in its chunk.
+    """
+    limits = torch.finfo(g.dtype)
+    return g.clamp_min(math.log(limits.tiny) + math.log(limits.eps) - 1.0)
 
 
 def even_length(length: int, size: int) -> int:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from linearize.ops.autocast import outside_autocast
 from linearize.ops.chunks import (
     Resets,
     by_chunk,
@@ -25,6 +26,9 @@ from linearize.ops.chunks import (
     causal_mask,
     check_shapes,
     factored_length,
+    in_dtype,
+    state_dtype,
+    without_overshoot,
 )
 
 SHORT_CHUNK = 16
@@ -58,18 +62,19 @@ def gated_recurrence(
     """
     per_head = {"g": (g_BTN, False), "write": (write_BTN, False)}
     check_shapes(q_BTNK, k_BTMK, v_BTMV, state_BNKV, segments_BT, per_head)
-    dtype = torch.float64 if q_BTNK.dtype == torch.float64 else torch.float32
-    with torch.autocast(q_BTNK.device.type, enabled=False):
-        q, k, v, g = (tensor.to(dtype) for tensor in (q_BTNK, k_BTMK, v_BTMV, g_BTN))
-        write = None if write_BTN is None else write_BTN.to(dtype)
-        state = None if state_BNKV is None else state_BNKV.to(dtype)
+
+    def compute(
+        q: Tensor, k: Tensor, v: Tensor, g: Tensor, write: Tensor | None, state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         if scale != 1.0:
             q = q * scale
         if q.shape[1] == 1:
             y, state = gated_step(q[:, 0], k[:, 0], v[:, 0], g[:, 0], None if write is None else write[:, 0], state)
-            y = y.unsqueeze(1)
-        else:
-            y, state = _chunked(q, k, v, g, write, state, segments_BT, chunk_size)
+            return y.unsqueeze(1), state
+        return _chunked(q, k, v, g, write, state, segments_BT, chunk_size)
+
+    tensors = in_dtype(state_dtype(q_BTNK), q_BTNK, k_BTMK, v_BTMV, g_BTN, write_BTN, state_BNKV)
+    y, state = outside_autocast(compute, *tensors)
     return y.to(q_BTNK.dtype), state
 
 
@@ -135,7 +140,7 @@ def _chunked(
     q, k, v, g = (by_chunk(tensor, chunks, per_chunk) for tensor in (q, k, v, g))
     if write is not None:
         write = by_chunk(write, chunks, per_chunk)
-    total_BcNL = g.cumsum(-1)
+    total_BcNL = without_overshoot(g).cumsum(-1)
     resets = None if segments is None else Resets.of(segments, chunks, per_chunk)
     inside = (_inside_factored if is_factored else _inside_by_matrix)(q, k, v, total_BcNL, write, resets)
 
@@ -227,12 +232,10 @@ class _MaskedProduct(torch.autograd.Function):
         q, k, v, scores, mask = ctx.saved_tensors
         shape, v_shape = ctx.shapes
         dy = dy_BcNLV.reshape(v.shape[0], -1, v.shape[2])
-        # Layer stages run backward inside the teacher's forward, where autocast may be on.
-        with torch.autocast(dy.device.type, enabled=False):
-            dscores = torch.bmm(dy, v.transpose(1, 2)).view_as(scores)
-            dscores.view(*shape[:3], shape[3], shape[3]).mul_(mask)
-            dv = torch.bmm(scores.view(v.shape[0], -1, shape[3]).transpose(1, 2), dy)
-            dq, dk = torch.bmm(dscores, k), torch.bmm(dscores.transpose(1, 2), q)
+        dscores = torch.bmm(dy, v.transpose(1, 2)).view_as(scores)
+        dscores.view(*shape[:3], shape[3], shape[3]).mul_(mask)
+        dv = torch.bmm(scores.view(v.shape[0], -1, shape[3]).transpose(1, 2), dy)
+        dq, dk = torch.bmm(dscores, k), torch.bmm(dscores.transpose(1, 2), q)
         return dq.view(shape), dk.view(shape), dv.view(v_shape), None
 
 

@@ -63,7 +63,7 @@ class MixerConformance:
     name: ClassVar[str]
     options: ClassVar[Sequence[Options]] = ({},)
     site: ClassVar[AttentionSite] = AttentionSite(
-        index=0, path="layers.0.self_attn", tower="language", layer=0, cache_index=0, hidden_size=12,
+        index=1, path="layers.1.self_attn", tower="language", layer=1, num_layers=4, cache_index=1, hidden_size=12,
         num_heads=4, num_key_value_heads=2, key_dim=6, value_dim=5,
     )  # fmt: skip
     dtype: ClassVar[torch.dtype] = torch.float64

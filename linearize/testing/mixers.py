@@ -14,6 +14,7 @@ Letters: B batch, T tokens, D model width, N query heads, K key width, V value w
 from __future__ import annotations
 
 import copy
+import functools
 import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -63,7 +64,7 @@ class MixerConformance:
     name: ClassVar[str]
     options: ClassVar[Sequence[Options]] = ({},)
     site: ClassVar[AttentionSite] = AttentionSite(
-        index=0, path="layers.0.self_attn", tower="language", layer=0, cache_index=0, hidden_size=12,
+        index=1, path="layers.1.self_attn", tower="language", layer=1, num_layers=4, cache_index=1, hidden_size=12,
         num_heads=4, num_key_value_heads=2, key_dim=6, value_dim=5,
     )  # fmt: skip
     dtype: ClassVar[torch.dtype] = torch.float64
@@ -75,12 +76,12 @@ class MixerConformance:
 
     def spec(self) -> MixerSpec:
         """The registered mixer."""
-        plugins = Plugins.discover()
-        return plugins.registry.get(MixerSpec, self.name, plugins.failures_hint())
+        return installed_plugins().registry.get(MixerSpec, self.name, installed_plugins().failures_hint())
 
     def build(self, options: Options) -> Any:
         """The mixer of ``site`` with these options, as its constructor leaves it."""
-        return self.spec().builder()(self.spec().config_class().model_validate(options), self.site)
+        spec = self.spec()
+        return spec.builder()(spec.config_class().model_validate(options), self.site)
 
     def reference(self, mixer: Any, x_TD: Tensor, position: tuple[Tensor, Tensor]) -> Tensor | None:
         """The output [T, N, V] of one row by the slowest and plainest code; None: there is no reference.
@@ -338,7 +339,7 @@ class MixerConformance:
 
     def test_every_seeder_can_account_for_it(self, options: Options) -> None:
         """Each installed seeder sets every parameter, from a teacher with biases and one without."""
-        seeders = Plugins.discover().registry.all(SeederSpec)
+        seeders = installed_plugins().registry.all(SeederSpec)
         assert seeders, "no seeder is installed; linearize brings 'mimic', 'copy_qkv' and 'scratch'"
         for spec in seeders:
             for biases in (False, True):
@@ -348,6 +349,12 @@ class MixerConformance:
                 require_full_account(report, dict(mixer.named_parameters()), weights.tensors(), seeder)
                 unset = [name for name, p in mixer.named_parameters() if not bool(p.isfinite().all())]
                 assert not unset, f"seeder '{spec.name}' left {', '.join(unset)} not finite"
+
+
+@functools.cache
+def installed_plugins() -> Plugins:
+    """Every installed plug-in; found once, as none comes or goes while tests run."""
+    return Plugins.discover()
 
 
 def attention_weights(site: AttentionSite, *, biases: bool, norms: bool = False) -> AttentionWeights:

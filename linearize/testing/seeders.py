@@ -21,11 +21,10 @@ from linearize.distill.seeding import require_full_account
 from linearize.errors import LinearizeError
 from linearize.mixing.mixer import LinearMixer
 from linearize.mixing.options import LinearMixerOptions
-from linearize.plugins import Plugins
 from linearize.protocols import AttentionSite, AttentionWeights, SeedReport, SeedStyle
 from linearize.recipe.toml import to_inline
 from linearize.specs import SeederSpec
-from linearize.testing.mixers import MixerConformance, attention_weights
+from linearize.testing.mixers import MixerConformance, attention_weights, installed_plugins
 
 
 class SeederConformance:
@@ -45,12 +44,12 @@ class SeederConformance:
 
     def spec(self) -> SeederSpec:
         """The registered seeder."""
-        plugins = Plugins.discover()
-        return plugins.registry.get(SeederSpec, self.name, plugins.failures_hint())
+        return installed_plugins().registry.get(SeederSpec, self.name, installed_plugins().failures_hint())
 
     def build(self, options: Mapping[str, Any]) -> Any:
         """The seeder with these options."""
-        return self.spec().builder()(self.spec().config_class().model_validate(options))
+        spec = self.spec()
+        return spec.builder()(spec.config_class().model_validate(options))
 
     def mixer(self, site: AttentionSite) -> Any:
         """A mixer to seed, for a seeder that serves any; one made for a single kind of mixer returns that."""

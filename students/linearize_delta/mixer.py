@@ -26,13 +26,15 @@ from torch import Tensor, nn
 
 from linearize.mixing.draw import draw_uniform, fill_linear
 from linearize.mixing.mixer import LinearMixer
+from linearize.mixing.start import at_least_fp32, spread, spread_horizons
 from linearize.protocols import AttentionSite, SeedStyle, State
 from linearize_delta.config import DeltaNetConfig, GatedDeltaNetConfig, KdaConfig
 
 # Mamba-2's range for first time steps, which Gated DeltaNet and KDA take over.
 DT_MIN, DT_MAX = 1e-3, 1e-1
-# First write strengths of "mimic": from averages over some twenty tokens with like keys to an average over two.
-BETA_MIN, BETA_MAX = 0.05, 0.5
+# Write strengths of "mimic": from an average over two tokens with like keys to one over twenty. Heads that forget
+# slowly (the last ones) write softly.
+BETA_FIRST, BETA_LAST = 0.5, 0.05
 
 
 class DeltaNetMixer(LinearMixer):
@@ -49,15 +51,14 @@ class DeltaNetMixer(LinearMixer):
         self.b_proj = nn.Linear(self.site.hidden_size, self.site.num_heads)
 
     def initialize_own(self, style: SeedStyle, generator: torch.Generator) -> None:
-        """ "mimic": β is log-uniform in 0.05 .. 0.5 per head and does not depend on the input yet.
+        """ "mimic": β is spread over 0.5 .. 0.05 from the first head to the last, the same for every input yet.
 
         Softmax attention averages over the values of keys that fit; a small β does so too, a β of 1 keeps the last.
         "scratch": PyTorch's range for W_b, and no bias, so that β starts around its middle, as in the papers.
         """
         if style == "mimic":
             self.b_proj.weight.zero_()
-            beta = torch.exp(draw_uniform(self.b_proj.bias, math.log(BETA_MIN), math.log(BETA_MAX), generator))
-            self.b_proj.bias.copy_(torch.logit(beta / self.largest_beta))
+            self.b_proj.bias.copy_(torch.logit(spread(BETA_FIRST, BETA_LAST, self.site.num_heads) / self.largest_beta))
         else:
             fill_linear(self.b_proj, generator)
             self.b_proj.bias.zero_()
@@ -107,7 +108,7 @@ class GatedDeltaNetMixer(DeltaNetMixer):
 
     config: GatedDeltaNetConfig
     own_roles: ClassVar[Mapping[str, str]] = {
-        "b_proj": "beta", "a_proj": "decay", "A_log": "decay", "dt_bias": "decay",
+        "b_proj": "beta", "a_proj": "decay_input", "A_log": "decay", "dt_bias": "decay",
     }  # fmt: skip
 
     def add_parameters(self) -> None:
@@ -119,10 +120,10 @@ class GatedDeltaNetMixer(DeltaNetMixer):
         self.dt_bias = nn.Parameter(torch.zeros(heads, dtype=torch.float32))
 
     def initialize_own(self, style: SeedStyle, generator: torch.Generator) -> None:
-        """ "mimic": β as in DeltaNet; g is log-uniform in -0.1 .. -0.001 per head, the same for every input yet.
+        """ "mimic": β as in DeltaNet; A = 1 and dt_bias spreads the heads' horizons over 16 .. 1024 tokens, W_a = 0.
 
-        Attention forgets nothing; these heads remember ten to a thousand tokens. "scratch": Mamba-2's and the paper's,
-        A in 1 .. 16, the time step softplus(dt_bias) in 0.001 .. 0.1, PyTorch's range for W_a.
+        "scratch": Mamba-2's and the paper's, A in 1 .. 16, the time step softplus(dt_bias) in 0.001 .. 0.1, PyTorch's
+        range for W_a.
         """
         super().initialize_own(style, generator)
         initialize_decay(style, self.a_proj, self.A_log, self.dt_bias, generator)
@@ -137,7 +138,8 @@ class KdaMixer(DeltaNetMixer):
 
     config: KdaConfig
     own_roles: ClassVar[Mapping[str, str]] = {
-        "b_proj": "beta", "f_proj_down": "decay", "f_proj_up": "decay", "A_log": "decay", "dt_bias": "decay",
+        "b_proj": "beta", "f_proj_down": "decay_input", "f_proj_up": "decay_input",
+        "A_log": "decay", "dt_bias": "decay",
     }  # fmt: skip
 
     def add_parameters(self) -> None:
@@ -151,7 +153,11 @@ class KdaMixer(DeltaNetMixer):
         self.dt_bias = nn.Parameter(torch.zeros(heads * key_dim, dtype=torch.float32))
 
     def initialize_own(self, style: SeedStyle, generator: torch.Generator) -> None:
-        """As Gated DeltaNet's, per key channel: "mimic" sets W_f2 to 0, and W_f1 is random in both."""
+        """As Gated DeltaNet's, with W_f2 for W_a; W_f1 is drawn in both styles.
+
+        "mimic" starts the channels of a head alike, so that the rotary embedding still depends on distances alone.
+        "scratch" draws a time step for each channel.
+        """
         super().initialize_own(style, generator)
         fill_linear(self.f_proj_down, generator)
         initialize_decay(style, self.f_proj_up, self.A_log, self.dt_bias, generator)
@@ -169,21 +175,18 @@ def log_decay(raw: Tensor, a_log: Tensor, dt_bias: Tensor) -> Tensor:
         return -a_log.to(dtype).exp() * F.softplus(raw.to(dtype) + dt_bias.to(dtype))
 
 
-def at_least_fp32(tensor: Tensor) -> Tensor:
-    """The tensor, in fp32 if it was narrower."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def initialize_decay(
-    style: SeedStyle, projection: nn.Linear, a_log: Tensor, dt_bias: Tensor, generator: torch.Generator
+    style: SeedStyle, projection: nn.Linear, a_log_N: Tensor, dt_bias: Tensor, generator: torch.Generator
 ) -> None:
-    """Sets what ``log_decay`` reads; the time step is log-uniform in both styles, A is 1 or in 1 .. 16."""
-    dt = torch.exp(draw_uniform(dt_bias, math.log(DT_MIN), math.log(DT_MAX), generator))
-    # The inverse of softplus.
-    dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+    """Sets what ``log_decay`` reads; ``dt_bias`` is [N] or [N·K]."""
     if style == "mimic":
         projection.weight.zero_()
-        a_log.zero_()
+        a_log_N.zero_()
+        heads = len(a_log_N)
+        dt = (1 / spread_horizons(heads)).repeat_interleave(len(dt_bias) // heads)
     else:
         fill_linear(projection, generator)
-        a_log.copy_(draw_uniform(a_log, 1.0, 16.0, generator).log())
+        a_log_N.copy_(draw_uniform(a_log_N, 1.0, 16.0, generator).log())
+        dt = torch.exp(draw_uniform(dt_bias, math.log(DT_MIN), math.log(DT_MAX), generator))
+    # The inverse of softplus.
+    dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))

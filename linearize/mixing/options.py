@@ -58,21 +58,31 @@ class ChunkOptions(Config):
     )
 
 
-class MixerOptions(ProjectionOptions, ConvolutionOptions, OutputOptions):
-    """The least that :class:`linearize.mixing.mixer.LinearMixer` reads."""
-
-
-class LinearMixerOptions(MixerOptions, ChunkOptions):
-    """The options of a mixer whose recurrence torch and fla compute."""
+class RotaryOptions(Config):
+    """What becomes of the teacher's rotary embedding."""
 
     rope: bool = Field(
         default=True,
         description="Turn q and k by the teacher's rotary embedding, where it has one; false: order comes from decay.",
     )
+
+
+class RecurrenceOptions(ChunkOptions):
+    """What computes a recurrence that torch and fla have."""
+
+    backend: Literal["auto", "torch", "fla"] = Field(
+        default="auto", description="What computes the recurrence; auto takes the best that is right on the device."
+    )
+
+
+class MixerOptions(ProjectionOptions, ConvolutionOptions, OutputOptions):
+    """The least that :class:`linearize.mixing.mixer.LinearMixer` reads."""
+
+
+class LinearMixerOptions(MixerOptions, RotaryOptions, RecurrenceOptions):
+    """The options of a mixer whose recurrence torch and fla compute."""
+
     qk_norm: QkNorm = Field(
         default="none",
         description="Norm over each head of q and k, after the convolution: RMSNorm with a weight, or length 1.",
-    )
-    backend: Literal["auto", "torch", "fla"] = Field(
-        default="auto", description="What computes the recurrence; auto takes the best that is right on the device."
     )

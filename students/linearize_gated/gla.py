@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linearize.mixing.draw import fill_linear
+from linearize.mixing.start import at_least_fp32, spread_horizons
 from linearize.protocols import AttentionSite, SeedStyle
 from linearize_gated.config import GlaConfig
-from linearize_gated.recurrence import GatedMixer, at_least_fp32, gate_bias, spread_horizons
+from linearize_gated.recurrence import GatedMixer, gate_bias
 
 
 class Gla(GatedMixer):

@@ -18,10 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linearize.mixing.mixer import LinearMixer
+from linearize.mixing.start import at_least_fp32, spread_horizons
 from linearize.ops.gated import repeat_heads
 from linearize.protocols import AttentionSite, SeedStyle, State
 from linearize_gated.config import Hgrn2Config
-from linearize_gated.recurrence import at_least_fp32, remember, spread_horizons
+from linearize_gated.recurrence import remember
 
 
 class Hgrn2(LinearMixer):

@@ -1,4 +1,4 @@
-"""The recurrence that all mixers here share, and where their heads' memories begin.
+"""The recurrence that all mixers here share, and the gate that starts at a given decay.
 
     S_t = exp(g_t) S_{t-1} + k_t v_tᵀ        y_t = q_t S_t / sqrt(K)
 
@@ -13,8 +13,6 @@ from torch import Tensor
 from linearize.mixing.mixer import LinearMixer
 from linearize.mixing.options import LinearMixerOptions
 from linearize.protocols import AttentionSite, State
-
-SHORTEST_HORIZON, LONGEST_HORIZON = 16.0, 1024.0
 
 
 class GatedMixer(LinearMixer):
@@ -78,23 +76,6 @@ def remember(
         state_BNKV=None if state is None else state["memory"], segments_BT=segments_BT, chunk_size=chunk_size,
     )  # fmt: skip
     return y_BTNV, {"memory": memory}
-
-
-def at_least_fp32(tensor: Tensor) -> Tensor:
-    """What decays are computed in: bf16 cannot tell 0.998 from 1."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def spread_horizons(heads: int) -> Tensor:
-    """For each head after how many tokens it has forgotten about two thirds: 16 .. 1024, evenly on a log scale.
-
-    Where no paper says how decays should start for a layer that takes over from attention, heads start with different
-    memories, all longer than the neighbourhood that a convolution sees.
-    """
-    if heads == 1:
-        return torch.tensor([LONGEST_HORIZON])
-    steps = torch.arange(heads, dtype=torch.float64) / (heads - 1)
-    return SHORTEST_HORIZON * (LONGEST_HORIZON / SHORTEST_HORIZON) ** steps
 
 
 def gate_bias(keep: Tensor, normalizer: float) -> Tensor:

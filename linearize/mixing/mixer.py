@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from linearize.errors import PluginError
 from linearize.mixing.convolution import ShortConvolution
 from linearize.mixing.draw import fill_linear, fill_xavier
 from linearize.mixing.norms import norm_and_gate, unit_length
@@ -102,14 +103,24 @@ class LinearMixer(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} defines no recurrence")
 
     def roles(self) -> Mapping[str, frozenset[str]]:
-        """Every parameter name with its roles."""
+        """Every parameter name with its roles.
+
+        Raises:
+            PluginError: the mixer added a parameter that ``own_roles`` does not name.
+        """
         finer = {"conv1d": "conv", "g_proj": "gate", "g_norm": "norm", "q_norm": "norm", "k_norm": "norm",
                  **self.own_roles}  # fmt: skip
         qkv = set(self.projections.values())
-        return {
-            name: frozenset({"qkv"}) if (part := name.split(".")[0]) in qkv else frozenset({"new", finer[part]})
-            for name, _ in self.named_parameters()
-        }
+        found = {}
+        for name, _ in self.named_parameters():
+            part = name.split(".")[0]
+            if part not in qkv and part not in finer:
+                raise PluginError(
+                    f"mixer {type(self).__name__} has a parameter '{name}', but its own_roles name no '{part}'; they "
+                    f"name {', '.join(self.own_roles) or 'nothing'}"
+                )
+            found[name] = frozenset({"qkv"}) if part in qkv else frozenset({"new", finer[part]})
+        return found
 
     @torch.no_grad()
     def initialize(self, style: SeedStyle, generator: torch.Generator) -> None:

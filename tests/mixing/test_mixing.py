@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from linearize.errors import PluginError
 from linearize.mixing.mixer import LinearMixer
 from linearize.mixing.norms import norm_and_gate, unit_length
 from linearize.mixing.options import LinearMixerOptions
@@ -140,6 +141,13 @@ def test_each_parameter_has_one_side_and_a_finer_role() -> None:
     assert roles["g_proj.weight"] == {"new", "gate"}
     assert roles["g_norm.weight"] == roles["q_norm.weight"] == {"new", "norm"}
     assert roles["decay_proj.bias"] == {"new", "decay"}
+
+
+def test_a_parameter_without_a_role_is_named() -> None:
+    mixer = build()
+    mixer.extra = nn.Linear(2, 2)
+    with pytest.raises(PluginError, match=r"has a parameter 'extra.weight'.*they name decay, scale, decay_proj"):
+        mixer.roles()
 
 
 def test_only_decay_constants_keep_fp32_in_a_bf16_model() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -18,8 +20,10 @@ from torch import Tensor, nn
 from linearize.mixing.mixer import LinearMixer
 from linearize.mixing.options import LinearMixerOptions
 from linearize.mixing.rotary import rotate
+from linearize.plugins import Plugins
 from linearize.protocols import AttentionSite, AttentionWeights, SeedReport, SeedStyle, State
-from linearize.specs import MixerSpec, NoOptions
+from linearize.recipe.reference import OWN_ORIGINS
+from linearize.specs import MixerSpec, NoOptions, SeederSpec
 from linearize.testing import MixerConformance, SeederConformance
 
 SOURCE = "https://example.org/a-paper"
@@ -363,6 +367,19 @@ def test_each_check_of_a_seeder_has_its_broken_seeder() -> None:
 @pytest.mark.parametrize("check", BROKEN_SEEDERS)
 def test_a_broken_seeder_is_caught_by_one_check_alone(check: str) -> None:
     assert failing(BROKEN_SEEDERS[check]) == {check}
+
+
+def test_every_mixer_and_seeder_of_this_repository_runs_the_kit() -> None:
+    tests = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parents[1].rglob("test_*.py"))
+    classes = re.findall(r"^class Test\w+\((\w+)\):(.*?)(?=^\S|\Z)", tests, re.MULTILINE | re.DOTALL)
+    for kind, suffix in ((MixerSpec, "Conformance"), (SeederSpec, "SeederConformance")):
+        checked = {
+            name for base, body in classes if base.endswith(suffix) for name in re.findall(r'name = "(\w+)"', body)
+        }
+        own = [record for record in Plugins.discover().records if record.origin in OWN_ORIGINS]
+        registered = {spec.name for record in own for spec in record.specs if isinstance(spec, kind)}
+        assert registered
+        assert registered <= checked
 
 
 def test_importing_the_kit_collects_nothing_and_linearize_itself_imports_no_pytest() -> None:

@@ -30,6 +30,8 @@ app = typer.Typer(
 )  # fmt: skip
 data_app = typer.Typer(no_args_is_help=True, help="Training data.")
 app.add_typer(data_app, name="data")
+new_app = typer.Typer(no_args_is_help=True, help="A plug-in package to start from.")
+app.add_typer(new_app, name="new")
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: a TOML file.")]
 Overrides = Annotated[
@@ -154,6 +156,19 @@ def export(
             exported = export_llava(source, count, to, progress=lambda done: progress("conversations", done, count))
         made = f"{exported.num_conversations:,} conversations with {exported.num_images:,} images"
         typer.echo(f"{made}: {exported.records}")
+
+
+@new_app.command("mixer")
+def new_mixer(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="lower_snake_case, such as my_mixer.")],
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where its folder goes.")] = Path("."),
+) -> None:
+    """Write the package of a new mixer: options, recurrence, and a test file on the conformance kit that passes."""
+    with _user_errors():
+        from linearize import scaffold
+
+        folder = scaffold.new_mixer(name, to)
+        typer.echo(f"{folder}: pip install -e '{folder}[test]' && pytest {folder}")
 
 
 def _plugin_as_json(record: PluginRecord) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def seed_student(
         generator = torch.Generator().manual_seed(recipe.recipe.run.seed * 100_003 + site.index)
         weights = adapter.weights(model, site)
         report = seeder.seed(weights, mixer, site=site, generator=generator)
-        _require_full_account(report, dict(mixer.named_parameters()), weights.tensors(), seeder)
+        require_full_account(report, dict(mixer.named_parameters()), weights.tensors(), seeder)
         mixers[site.index] = mixer.to(device)
         reports.append(report)
     convert(model, plan.sites, mixers)
@@ -62,7 +62,12 @@ def summarise(reports: Sequence[SeedReport]) -> dict[str, Any]:
     return {"sites": [{"site": r.site, "parameters": r.parameters, "teacher": r.teacher} for r in reports]}
 
 
-def _require_full_account(report: SeedReport, parameters: dict[str, Any], tensors: dict[str, Any], seeder: Any) -> None:
+def require_full_account(report: SeedReport, parameters: dict[str, Any], tensors: dict[str, Any], seeder: Any) -> None:
+    """Passes a report that names every mixer parameter and every teacher tensor, and nothing else.
+
+    Raises:
+        PluginError: it does not; names what is missing or unknown, and which accounts there are.
+    """
     for what, given, due in (("parameters", report.parameters, parameters), ("teacher", report.teacher, tensors)):
         missing, surplus = sorted(due.keys() - given.keys()), sorted(given.keys() - due.keys())
         odd = sorted(f"{name}={value}" for name, value in given.items() if value not in ACCOUNTS[what])

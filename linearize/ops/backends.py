@@ -1,8 +1,10 @@
 """Which code computes a recurrence or a convolution on this machine: probed when first asked, chosen once, printable.
 
 The torch reference defines every operation; fla, mamba_ssm and causal_conv1d are faster ways to the same numbers.
-Operations: "gated" (:func:`linearize.ops.gated.gated_recurrence`), "ssd" (:func:`linearize.ops.gated.ssd_recurrence`)
-and "conv" (:func:`linearize.ops.conv.causal_conv`); a backend's kernel takes and returns what the reference does.
+Operations: "gated" (:func:`linearize.ops.gated.gated_recurrence`), "ssd" (:func:`linearize.ops.gated.ssd_recurrence`),
+"channel_gated" (:func:`linearize.ops.channel_gated.channel_gated_recurrence`), "delta"
+(:func:`linearize.ops.delta.delta_recurrence`) and "conv" (:func:`linearize.ops.conv.causal_conv`); a backend's kernel
+takes and returns what the reference does.
 """
 
 from __future__ import annotations
@@ -46,6 +48,8 @@ BACKENDS: tuple[Backend, ...] = (
     Backend("fla", {
         "gated": "linearize.ops.fla_kernels:gated_recurrence",
         "ssd": "linearize.ops.fla_kernels:ssd_recurrence",
+        "channel_gated": "linearize.ops.fla_channel_kernels:channel_gated_recurrence",
+        "delta": "linearize.ops.fla_delta_kernels:delta_recurrence",
         "conv": "linearize.ops.fla_kernels:causal_conv",
     }, "fla", "flash-linear-attention"),
     Backend("mamba_ssm", {"ssd": "linearize.ops.mamba_ssm_kernels:ssd_recurrence"}, "mamba_ssm", "mamba-ssm"),
@@ -55,6 +59,8 @@ BACKENDS: tuple[Backend, ...] = (
     Backend("torch", {
         "gated": "linearize.ops.gated:gated_recurrence",
         "ssd": "linearize.ops.gated:ssd_recurrence",
+        "channel_gated": "linearize.ops.channel_gated:channel_gated_recurrence",
+        "delta": "linearize.ops.delta:delta_recurrence",
         "conv": "linearize.ops.conv:causal_conv",
     }, "", "torch"),
 )  # fmt: skip

@@ -14,6 +14,7 @@ from torch import Tensor
 from linearize.ops import conv as torch_conv
 from linearize.ops import gated as torch_gated
 from linearize.ops.conv import Activation
+from linearize.ops.fla_rows import call_kernel
 
 
 def gated_recurrence(
@@ -39,18 +40,11 @@ def gated_recurrence(
     v_BTNV = torch_gated.repeat_heads(v_BTMV, heads, 2)
     if write_BTN is not None:
         v_BTNV = v_BTNV * write_BTN.unsqueeze(-1)
-    tensors = q_BTNK, k_BTNK, v_BTNV.to(dtype), g_BTN.float()
-    state = None if state_BNKV is None else state_BNKV.float()
-    if single:
-        return fused_recurrent_simple_gla(*tensors, scale=scale, initial_state=state, output_final_state=True)
-    if segments_BT is None:
-        return chunk_simple_gla(*tensors, scale=scale, initial_state=state, output_final_state=True)
-    rows = _Rows(segments_BT)
-    y, states = chunk_simple_gla(
-        *(tensor.flatten(0, 1).unsqueeze(0) for tensor in tensors),
-        scale=scale, initial_state=rows.spread(state), output_final_state=True, cu_seqlens=rows.starts,
-    )  # fmt: skip
-    return y.view(*q_BTNK.shape[:3], -1), states[rows.last]
+    tensors = {"q": q_BTNK, "k": k_BTNK, "v": v_BTNV.to(dtype), "g": g_BTN.float()}
+    kernel = fused_recurrent_simple_gla if single else chunk_simple_gla
+    # The only token of a row goes on from the state before it, whatever its segment.
+    segments = None if single else segments_BT
+    return call_kernel(kernel, tensors, scale=scale, state_BNKV=state_BNKV, segments_BT=segments)
 
 
 def ssd_recurrence(
@@ -107,25 +101,3 @@ def causal_conv(
         activation="silu" if activation == "silu" else None,
     )
     return y_BTC, torch_conv.last_inputs(x_BTC, width, state_BCX)
-
-
-class _Rows:
-    """Packed rows laid end to end as fla's variable-length kernels want them.
-
-    Attributes:
-        starts: [number of segments + 1], where each begins in the flattened batch, and its end.
-        first, last: [B], each row's first and last segment.
-    """
-
-    def __init__(self, segments_BT: Tensor) -> None:
-        begins = F.pad(segments_BT[:, 1:] != segments_BT[:, :-1], (1, 0), value=True)
-        self.starts = F.pad(begins.flatten().nonzero().squeeze(1), (0, 1), value=begins.numel())
-        self.last = begins.sum(1).cumsum(0) - 1
-        self.first = F.pad(self.last[:-1] + 1, (1, 0))
-
-    def spread(self, state_BNKV: Tensor | None) -> Tensor | None:
-        """Each row's carried state at its first segment, zeros at the others."""
-        if state_BNKV is None:
-            return None
-        states = state_BNKV.new_zeros(len(self.starts) - 1, *state_BNKV.shape[1:])
-        return states.index_copy(0, self.first, state_BNKV)

@@ -14,12 +14,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Log-decay across a chunk up to which it may be split between q and k: exp(30) · exp(30) stays far inside fp32.
-FACTORED_RANGE = 60.0
+from linearize.ops.autocast import outside_autocast
+from linearize.ops.chunks import (
+    Resets,
+    by_chunk,
+    by_token,
+    carry_states,
+    causal_mask,
+    check_shapes,
+    factored_length,
+    in_dtype,
+    state_dtype,
+    without_overshoot,
+)
+
 SHORT_CHUNK = 16
 DEFAULT_CHUNK = 128
 
@@ -49,19 +60,21 @@ def gated_recurrence(
     Raises:
         ValueError: shapes that do not fit together; the text names them.
     """
-    _check_shapes(q_BTNK, k_BTMK, v_BTMV, g_BTN, write_BTN, state_BNKV, segments_BT)
-    dtype = torch.float64 if q_BTNK.dtype == torch.float64 else torch.float32
-    with torch.autocast(q_BTNK.device.type, enabled=False):
-        q, k, v, g = (tensor.to(dtype) for tensor in (q_BTNK, k_BTMK, v_BTMV, g_BTN))
-        write = None if write_BTN is None else write_BTN.to(dtype)
-        state = None if state_BNKV is None else state_BNKV.to(dtype)
+    per_head = {"g": (g_BTN, False), "write": (write_BTN, False)}
+    check_shapes(q_BTNK, k_BTMK, v_BTMV, state_BNKV, segments_BT, per_head)
+
+    def compute(
+        q: Tensor, k: Tensor, v: Tensor, g: Tensor, write: Tensor | None, state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         if scale != 1.0:
             q = q * scale
         if q.shape[1] == 1:
             y, state = gated_step(q[:, 0], k[:, 0], v[:, 0], g[:, 0], None if write is None else write[:, 0], state)
-            y = y.unsqueeze(1)
-        else:
-            y, state = _chunked(q, k, v, g, write, state, segments_BT, chunk_size)
+            return y.unsqueeze(1), state
+        return _chunked(q, k, v, g, write, state, segments_BT, chunk_size)
+
+    tensors = in_dtype(state_dtype(q_BTNK), q_BTNK, k_BTMK, v_BTMV, g_BTN, write_BTN, state_BNKV)
+    y, state = outside_autocast(compute, *tensors)
     return y.to(q_BTNK.dtype), state
 
 
@@ -121,26 +134,27 @@ def _chunked(
 ) -> tuple[Tensor, Tensor]:
     """All tokens by chunks of equal length: a quadratic form inside each, the recurrence from one to the next."""
     length = q.shape[1]
-    per_chunk, is_factored = _chunk_length(g, size)
+    # Decays too strong for the shortest chunk get the matrix.
+    per_chunk, is_factored = factored_length(g, size, SHORT_CHUNK)
     chunks = -(-length // per_chunk)
-    q, k, v, g = (_by_chunk(tensor, chunks, per_chunk) for tensor in (q, k, v, g))
+    q, k, v, g = (by_chunk(tensor, chunks, per_chunk) for tensor in (q, k, v, g))
     if write is not None:
-        write = _by_chunk(write, chunks, per_chunk)
-    total_BcNL = g.cumsum(-1)
-    resets = None if segments is None else _Resets.of(segments, chunks, per_chunk)
+        write = by_chunk(write, chunks, per_chunk)
+    total_BcNL = without_overshoot(g).cumsum(-1)
+    resets = None if segments is None else Resets.of(segments, chunks, per_chunk)
     inside = (_inside_factored if is_factored else _inside_by_matrix)(q, k, v, total_BcNL, write, resets)
 
     added_BcNKV = _added(inside.k, inside.to_end, v)
     if chunks == 1 and state is None:
-        return _by_token(inside.y, length), added_BcNKV[:, 0]
+        return by_token(inside.y, length), added_BcNKV[:, 0]
     carry_BcN = total_BcNL[..., -1].exp()
     if resets is not None:
         carry_BcN = carry_BcN * resets.whole_Bc.unsqueeze(-1)
     if state is None:
         state = torch.zeros_like(added_BcNKV[:, 0])
-    before_BcNKV, state = _carry(added_BcNKV, carry_BcN, state)
+    before_BcNKV, state = carry_states(added_BcNKV, carry_BcN[..., None, None], state)
     y_BcNLV = inside.y + (inside.q @ before_BcNKV) * inside.from_start.unsqueeze(-1)
-    return _by_token(y_BcNLV, length), state
+    return by_token(y_BcNLV, length), state
 
 
 @dataclass(slots=True)
@@ -162,14 +176,14 @@ class _Inside:
 
 
 def _inside_factored(
-    q: Tensor, k: Tensor, v: Tensor, total: Tensor, write: Tensor | None, resets: _Resets | None
+    q: Tensor, k: Tensor, v: Tensor, total: Tensor, write: Tensor | None, resets: Resets | None
 ) -> _Inside:
     """The decay from s to t as exp(total_t - middle) on q times exp(middle - total_s) on k: no matrix of decays."""
     middle = total[..., -1:] / 2
     q = q * (total - middle).exp().unsqueeze(-1)
     factor = (middle - total).exp()
     k = _scale_heads(k, factor if write is None else factor * write)
-    mask = _causal(total)
+    mask = causal_mask(total, total.shape[-1])
     from_start = to_end = middle.exp()
     if resets is not None:
         mask = mask * resets.same_BcLL.unsqueeze(2)
@@ -179,11 +193,11 @@ def _inside_factored(
 
 
 def _inside_by_matrix(
-    q: Tensor, k: Tensor, v: Tensor, total: Tensor, write: Tensor | None, resets: _Resets | None
+    q: Tensor, k: Tensor, v: Tensor, total: Tensor, write: Tensor | None, resets: Resets | None
 ) -> _Inside:
     """The decays between all pairs as a matrix, masked before the exponential, so that none is too strong."""
     k = _scale_heads(k, torch.ones_like(total) if write is None else write)
-    future = torch.full_like(_causal(total), -torch.inf).triu_(1)
+    future = torch.full_like(causal_mask(total, total.shape[-1]), -torch.inf).triu_(1)
     decay = (total.unsqueeze(-1) - total.unsqueeze(-2)).add_(future).exp_()
     from_start, to_end = total.exp(), (total[..., -1:] - total).exp()
     if resets is not None:
@@ -218,12 +232,10 @@ class _MaskedProduct(torch.autograd.Function):
         q, k, v, scores, mask = ctx.saved_tensors
         shape, v_shape = ctx.shapes
         dy = dy_BcNLV.reshape(v.shape[0], -1, v.shape[2])
-        # Layer stages run backward inside the teacher's forward, where autocast may be on.
-        with torch.autocast(dy.device.type, enabled=False):
-            dscores = torch.bmm(dy, v.transpose(1, 2)).view_as(scores)
-            dscores.view(*shape[:3], shape[3], shape[3]).mul_(mask)
-            dv = torch.bmm(scores.view(v.shape[0], -1, shape[3]).transpose(1, 2), dy)
-            dq, dk = torch.bmm(dscores, k), torch.bmm(dscores.transpose(1, 2), q)
+        dscores = torch.bmm(dy, v.transpose(1, 2)).view_as(scores)
+        dscores.view(*shape[:3], shape[3], shape[3]).mul_(mask)
+        dv = torch.bmm(scores.view(v.shape[0], -1, shape[3]).transpose(1, 2), dy)
+        dq, dk = torch.bmm(dscores, k), torch.bmm(dscores.transpose(1, 2), q)
         return dq.view(shape), dk.view(shape), dv.view(v_shape), None
 
 
@@ -235,105 +247,8 @@ def _added(k_BcNLK: Tensor, to_end_BcNL: Tensor, v_BcMLV: Tensor) -> Tensor:
     return shared.view(batch, chunks, heads, key_dim, -1)
 
 
-def _carry(added_BcNKV: Tensor, carry_BcN: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """The state before each chunk, and the state after the last."""
-    before = []
-    for added, carry in zip(added_BcNKV.unbind(1), carry_BcN.unbind(1), strict=True):
-        before.append(state)
-        state = torch.addcmul(added, state, carry[..., None, None])
-    return torch.stack(before, 1), state
-
-
-def _chunk_length(g_BTN: Tensor, size: int) -> tuple[int, bool]:
-    """Tokens per chunk, at most ``size``, and whether every decay inside a chunk is a product of two exponentials.
-
-    That is many times cheaper than a matrix of decays, but has to stay inside fp32, so strong decays get shorter chunks
-    first and the matrix only when those are not enough. Looking at the values would wait for a GPU: off the CPU the
-    matrix is always used.
-    """
-    length = g_BTN.shape[1]
-    per_chunk = _even(length, size)
-    if g_BTN.device.type != "cpu":
-        return per_chunk, False
-    while True:
-        padded = F.pad(g_BTN.detach(), (0, 0, 0, -length % per_chunk))
-        if float(padded.unflatten(1, (-1, per_chunk)).sum(2).amin()) >= -FACTORED_RANGE:
-            return per_chunk, True
-        if per_chunk <= SHORT_CHUNK:
-            return per_chunk, False
-        per_chunk = _even(length, -(-per_chunk // 2))
-
-
-def _even(length: int, size: int) -> int:
-    """The length of equal chunks of at most ``size`` tokens."""
-    return -(-length // -(-length // size))
-
-
-def _causal(total_BcNL: Tensor) -> Tensor:
-    """1 at [t, s] for s <= t, else 0: [L, L]."""
-    length = total_BcNL.shape[-1]
-    return torch.ones(length, length, dtype=total_BcNL.dtype, device=total_BcNL.device).tril_()
-
-
-@dataclass(slots=True)
-class _Resets:
-    """Which pairs of tokens, and of tokens and chunk borders, lie in one segment; 0 or 1 in fp32."""
-
-    same_BcLL: Tensor
-    from_start_BcL: Tensor
-    to_end_BcL: Tensor
-    whole_Bc: Tensor
-
-    @classmethod
-    def of(cls, segments_BT: Tensor, chunks: int, per_chunk: int) -> _Resets:
-        changes = F.pad(segments_BT[:, 1:] != segments_BT[:, :-1], (1, 0))
-        changes = F.pad(changes, (0, chunks * per_chunk - changes.shape[1]))
-        count_BcL = changes.view(-1, chunks, per_chunk).cumsum(-1)
-        last_Bc1 = count_BcL[..., -1:]
-        return cls(
-            (count_BcL.unsqueeze(-1) == count_BcL.unsqueeze(-2)).float(),
-            (count_BcL == 0).float(),
-            (count_BcL == last_Bc1).float(),
-            (last_Bc1 == 0).squeeze(-1).float(),
-        )
-
-
-def _by_chunk(tensor: Tensor, chunks: int, per_chunk: int) -> Tensor:
-    """[B, T, H] or [B, T, H, X] as [B, c, H, L(, X)]; tokens past T are zeros, which neither write nor decay."""
-    missing = chunks * per_chunk - tensor.shape[1]
-    if missing:
-        tensor = F.pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, missing))
-    return tensor.unflatten(1, (chunks, per_chunk)).transpose(2, 3)
-
-
-def _by_token(y_BcNLV: Tensor, length: int) -> Tensor:
-    return y_BcNLV.transpose(2, 3).flatten(1, 2)[:, :length]
-
-
 def _scale_heads(k_BcMLK: Tensor, factor_BcNL: Tensor) -> Tensor:
     """k of each query head's group times a factor per query head, [B, c, N, L, K]."""
     groups, heads = k_BcMLK.shape[2], factor_BcNL.shape[2]
     factor = factor_BcNL.unflatten(2, (groups, heads // groups)).unsqueeze(-1)
     return (k_BcMLK.unsqueeze(3) * factor).flatten(2, 3)
-
-
-def _check_shapes(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, write: Tensor | None, state: Tensor | None, segments: Tensor | None
-) -> None:
-    batch, length, heads, key_dim = q.shape
-    groups, value_dim = v.shape[2:]
-    due = {
-        "k": (k, (batch, length, groups, key_dim)),
-        "v": (v, (batch, length, groups, value_dim)),
-        "g": (g, (batch, length, heads)),
-        "write": (write, (batch, length, heads)),
-        "state": (state, (batch, heads, key_dim, value_dim)),
-        "segments": (segments, (batch, length)),
-    }
-    for name, (tensor, shape) in due.items():
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; with q {tuple(q.shape)} it must be {shape}")
-    if length == 0:
-        raise ValueError("the recurrence needs at least one token; q has none")
-    if heads % groups:
-        raise ValueError(f"{heads} query heads cannot share {groups} key-value heads evenly")

@@ -165,6 +165,7 @@ def attention_sites(config: HovleConfig) -> list[AttentionSite]:
             path=f"{module}.layers.{layer}.self_attn",
             tower=name,
             layer=layer,
+            num_layers=tower.num_hidden_layers,
             cache_index=first_slot[name] + layer,
             hidden_size=tower.hidden_size,
             num_heads=tower.num_attention_heads,

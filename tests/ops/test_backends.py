@@ -10,13 +10,19 @@ import torch
 
 from linearize.errors import BackendError
 from linearize.ops.backends import available_backends, choose, fla_gradient_fault
+from linearize.ops.channel_gated import channel_gated_recurrence
 from linearize.ops.conv import causal_conv
+from linearize.ops.delta import delta_recurrence
 from linearize.ops.gated import gated_recurrence, ssd_recurrence
 
 
 @pytest.mark.parametrize(
-    ("operation", "function"), [("gated", gated_recurrence), ("ssd", ssd_recurrence), ("conv", causal_conv)]
-)
+    ("operation", "function"),
+    [
+        ("gated", gated_recurrence), ("ssd", ssd_recurrence), ("channel_gated", channel_gated_recurrence),
+        ("delta", delta_recurrence), ("conv", causal_conv),
+    ],
+)  # fmt: skip
 def test_auto_on_a_cpu_is_the_torch_reference(operation: str, function: object) -> None:
     choice = choose(operation, "auto", torch.device("cpu"))
     assert choice.kernel is function

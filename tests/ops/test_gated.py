@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from linearize.ops import gated
+from linearize.ops import chunks
 from linearize.ops.gated import gated_recurrence, ssd_recurrence
 
 # The widest relative error seen in fp32 is 3e-6 of the largest entry; the room is for other processors' sums.
@@ -121,6 +121,14 @@ def test_a_token_that_neither_writes_nor_decays_leaves_the_rest_as_it_was() -> N
 
 
 @pytest.mark.parametrize("decay", [30.0, 1e4])
+def test_one_decay_that_empties_the_state_costs_the_others_no_precision(decay: float) -> None:
+    tensors = draw(24)
+    with torch.no_grad():
+        tensors[3][:, 14] = -decay
+    assert_near(run(gated_recurrence, tensors, torch.float32), run(loop, tensors, torch.float64), FP32)
+
+
+@pytest.mark.parametrize("decay", [30.0, 1e4])
 def test_decays_that_leave_fp32_give_finite_gradients(decay: float) -> None:
     tensors = draw(70, decay=decay)
     assert all(x.isfinite().all() for x in run(gated_recurrence, tensors, torch.float32))
@@ -129,7 +137,7 @@ def test_decays_that_leave_fp32_give_finite_gradients(decay: float) -> None:
 def test_the_quadratic_form_without_factors_equals_the_factored_one(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = draw(20)
     factored = run(gated_recurrence, tensors, torch.float64, chunk_size=8)
-    monkeypatch.setattr(gated, "FACTORED_RANGE", -1.0)
+    monkeypatch.setattr(chunks, "FACTORED_RANGE", -1.0)
     assert_near(run(gated_recurrence, tensors, torch.float64, chunk_size=8), factored, 1e-12)
 
 
@@ -152,15 +160,30 @@ def test_autocast_does_not_touch_the_recurrence() -> None:
     assert torch.equal(y, y_autocast)
 
 
-def test_a_backward_pass_inside_autocast_is_fp32_too() -> None:
-    tensors = [x.detach().float().requires_grad_() for x in draw(20)[:3]]
-    g = -0.1 * torch.ones(2, 20, 4)
-    y, _ = gated_recurrence(*tensors, g)
-    wanted = torch.autograd.grad(y.square().sum(), tensors)
-    with torch.autocast("cpu", torch.bfloat16):
-        y, _ = gated_recurrence(*tensors, g)
-        found = torch.autograd.grad(y.square().sum(), tensors)
-    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+@pytest.mark.parametrize("decay", [0.2, 40.0])
+def test_a_backward_pass_inside_autocast_is_fp32_too(decay: float) -> None:
+    tensors = [x.detach().float().requires_grad_() for x in draw(40, decay=decay)]
+
+    def call() -> Tensor:
+        q, k, v, g, write, state = tensors
+        y, final = gated_recurrence(q, k, v, g, write_BTN=write, state_BNKV=state, chunk_size=16)
+        return y.square().sum() + final.square().sum()
+
+    wanted = torch.autograd.grad(call(), tensors)
+    # Layer stages run both inside autocast; a mixer may have turned it off for the forward alone.
+    for is_forward_inside in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_forward_inside):
+            loss = call()
+        with torch.autocast("cpu", torch.bfloat16):
+            found = torch.autograd.grad(loss, tensors)
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_a_graph_that_is_kept_can_be_differentiated_again() -> None:
+    tensors = draw(20)
+    y, _ = gated_recurrence(*tensors[:4], write_BTN=tensors[4], state_BNKV=tensors[5])
+    first = torch.autograd.grad(y.sum(), tensors, retain_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(first, torch.autograd.grad(y.sum(), tensors), strict=True))
 
 
 def test_ssd_is_the_gated_recurrence_with_one_time_step_for_decay_and_write() -> None:

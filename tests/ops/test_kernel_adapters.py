@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linearize.ops import conv, gated
+from linearize.ops import channel_gated, conv, gated
+from linearize.ops import delta as delta_rule
 
 
 def recur(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,6 +52,82 @@ def simple_gla(
         for index, (a, b) in enumerate(pairwise(bounds))
     ]
     return torch.cat([part for part, _ in parts], 1), torch.cat([state for _, state in parts])
+
+
+def delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`recur`, with the delta rule; g is [B, T, N, K], [B, T, N] or None."""
+    outputs = []
+    for t in range(q.shape[1]):
+        if g is not None:
+            state = state * (g[:, t, ..., None] if g.dim() == 4 else g[:, t, ..., None, None]).exp()
+        new = beta[:, t, :, None] * (v[:, t] - (k[:, t, :, None, :] @ state).squeeze(-2))
+        state = state + k[:, t, :, :, None] * new[:, :, None, :]
+        outputs.append((q[:, t, :, None, :] @ state).squeeze(-2))
+    return torch.stack(outputs, 1), state
+
+
+def fla_kernel(one_sequence: Any, is_step: bool = False) -> Any:
+    """A kernel of fla.ops from a function of (inputs by name, state) for whole sequences."""
+
+    def kernel(
+        *, scale: float, initial_state: Tensor | None, output_final_state: bool, cu_seqlens: Tensor | None = None,
+        **inputs: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        q, k, v = inputs["q"], inputs["k"], inputs["v"]
+        assert output_final_state
+        assert q.shape == k.shape
+        assert q.shape[:3] == v.shape[:3]
+        assert q.dtype == k.dtype == v.dtype
+        if is_step:
+            # fla's gated_delta_rule and kda have no gradient for these.
+            assert q.shape[1] == 1
+            assert cu_seqlens is None
+            assert not torch.is_grad_enabled()
+        bounds = [0, q.shape[1]] if cu_seqlens is None else cu_seqlens.tolist()
+        sequences = q.shape[0] if cu_seqlens is None else len(bounds) - 1
+        if initial_state is None:
+            initial_state = torch.zeros(sequences, q.shape[2], q.shape[3], v.shape[3])
+        assert initial_state.shape[0] == sequences
+        assert initial_state.dtype == torch.float32
+        full = {name: tensor.float() for name, tensor in inputs.items()} | {"q": q.float() * scale}
+        if cu_seqlens is None:
+            y, final = one_sequence(full, initial_state)
+            return y.to(q.dtype), final
+        assert q.shape[0] == 1
+        parts = [
+            one_sequence({name: tensor[:, a:b] for name, tensor in full.items()}, initial_state[index : index + 1])
+            for index, (a, b) in enumerate(pairwise(bounds))
+        ]
+        return torch.cat([part for part, _ in parts], 1).to(q.dtype), torch.cat([state for _, state in parts])
+
+    return kernel
+
+
+def gla(inputs: dict[str, Tensor], state: Tensor, gate: str = "g") -> tuple[Tensor, Tensor]:
+    q, k, v, g = (inputs.pop(name) for name in ("q", "k", "v", gate))
+    assert not inputs
+    assert g.shape == q.shape
+    outputs = []
+    for t in range(q.shape[1]):
+        state = state * g[:, t, ..., None].exp() + k[:, t, :, :, None] * v[:, t, :, None, :]
+        outputs.append((q[:, t, :, None, :] @ state).squeeze(-2))
+    return torch.stack(outputs, 1), state
+
+
+def delta_by_name(gate_dims: int) -> Any:
+    def one_sequence(inputs: dict[str, Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v, beta = (inputs.pop(name) for name in ("q", "k", "v", "beta"))
+        g = inputs.pop("g") if gate_dims else None
+        assert not inputs
+        assert g is None or g.dim() == gate_dims
+        return delta(q, k, v, beta, g, state)
+
+    return one_sequence
+
+
+def chunk_delta_rule(*, q: Tensor, **rest: Any) -> Any:
+    assert q.dtype != torch.float32
+    return fla_kernel(delta_by_name(0))(q=q, **rest)
 
 
 def chunk_scan(
@@ -125,6 +203,22 @@ STAND_INS: dict[str, dict[str, Any]] = {
     "fla.modules": {},
     "fla.modules.causal_conv1d": {"causal_conv1d": fla_conv},
     "fla.ops": {},
+    "fla.ops.gla": {
+        "chunk_gla": fla_kernel(gla),
+        "fused_recurrent_gla": fla_kernel(partial(gla, gate="gk"), is_step=True),
+    },
+    "fla.ops.delta_rule": {
+        "chunk_delta_rule": chunk_delta_rule,
+        "fused_recurrent_delta_rule": fla_kernel(delta_by_name(0), is_step=True),
+    },
+    "fla.ops.gated_delta_rule": {
+        "chunk_gated_delta_rule": fla_kernel(delta_by_name(3)),
+        "fused_recurrent_gated_delta_rule": fla_kernel(delta_by_name(3), is_step=True),
+    },
+    "fla.ops.kda": {
+        "chunk_kda": fla_kernel(delta_by_name(4)),
+        "fused_recurrent_kda": fla_kernel(delta_by_name(4), is_step=True),
+    },
     "fla.ops.simple_gla": {"chunk_simple_gla": simple_gla, "fused_recurrent_simple_gla": simple_gla},
     "mamba_ssm": {},
     "mamba_ssm.ops": {},
@@ -133,7 +227,9 @@ STAND_INS: dict[str, dict[str, Any]] = {
     "mamba_ssm.ops.triton.ssd_combined": {"mamba_chunk_scan_combined": chunk_scan},
     "causal_conv1d": {"causal_conv1d_fn": conv_fn},
 }
-ADAPTERS = ("fla_kernels", "mamba_ssm_kernels", "causal_conv1d_kernels")
+ADAPTERS = (
+    "fla_kernels", "fla_channel_kernels", "fla_delta_kernels", "mamba_ssm_kernels", "causal_conv1d_kernels",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -210,6 +306,91 @@ def test_the_gated_adapter_scales_and_needs_no_write_strength(adapters: dict[str
         lambda q, k, v, dt: gated.gated_recurrence(q, k, v, -dt, scale=0.5),
         [q, k, v, dt],
     )
+
+
+FAMILIES = ("channel_gated", "deltanet", "gated_deltanet", "kda")
+
+
+def family_leaves(family: str, tokens: int) -> dict[str, Tensor]:
+    """By the names of the reference's arguments."""
+    generator = torch.Generator().manual_seed(tokens)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    leaves = {"q_BTNK": normal(2, tokens, 4, 3), "k_BTMK": F.normalize(normal(2, tokens, 2, 3), dim=-1)}
+    leaves["v_BTMV"] = normal(2, tokens, 2, 5)
+    leaves["write_BTN" if family == "channel_gated" else "beta_BTN"] = torch.rand(2, tokens, 4, generator=generator)
+    if family != "deltanet":
+        widths = (4,) if family == "gated_deltanet" else (4, 3)
+        leaves["g_BTNK" if family == "channel_gated" else "g"] = -normal(2, tokens, *widths).abs()
+    leaves["state_BNKV"] = normal(2, 4, 3, 5)
+    return {name: leaf.requires_grad_() for name, leaf in leaves.items()}
+
+
+def family_functions(adapters: dict[str, ModuleType], family: str) -> tuple[Any, Any]:
+    """The adapter's function and the reference's."""
+    if family == "channel_gated":
+        return (
+            adapters["fla_channel_kernels"].channel_gated_recurrence, channel_gated.channel_gated_recurrence,
+        )  # fmt: skip
+    return adapters["fla_delta_kernels"].delta_recurrence, delta_rule.delta_recurrence
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("tokens", "segments"), [(1, None), (9, None), (9, SEGMENTS)])
+@pytest.mark.parametrize("carried", [False, True])
+def test_adapters_of_channel_decays_and_delta_rules_equal_the_reference(
+    adapters: dict[str, ModuleType], family: str, tokens: int, segments: Tensor | None, carried: bool
+) -> None:
+    leaves = family_leaves(family, tokens)
+    if not carried:
+        del leaves["state_BNKV"]
+    ours, theirs = (
+        lambda *given, function=function: function(
+            **dict(zip(leaves, given, strict=True)), segments_BT=segments, scale=0.7
+        )
+        for function in family_functions(adapters, family)
+    )
+    compare(ours, theirs, list(leaves.values()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("carried", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("tokens", "segments"), [(1, None), (9, None), (9, SEGMENTS)])
+def test_without_gradients_the_adapters_equal_the_reference_and_leave_the_given_state_alone(
+    adapters: dict[str, ModuleType], family: str, carried: bool, dtype: torch.dtype, tokens: int,
+    segments: Tensor | None,
+) -> None:  # fmt: skip
+    inputs = {name: leaf.detach().to(dtype) for name, leaf in family_leaves(family, tokens).items()}
+    last = inputs.pop("state_BNKV").float()
+    state = last if carried else None
+    given = None if state is None else state.clone()
+    ours, theirs = family_functions(adapters, family)
+    with torch.no_grad():
+        found = ours(**inputs, state_BNKV=given, segments_BT=segments, scale=0.7)
+        wanted = theirs(**inputs, state_BNKV=state, segments_BT=segments, scale=0.7)
+    assert [tensor.dtype for tensor in found] == [dtype, torch.float32]
+    # In bf16, what is written is rounded before the kernel, and the output behind it.
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+    if given is not None:
+        assert torch.equal(given, last)
+
+
+def test_keys_wider_than_the_delta_kernels_go_to_the_reference(
+    adapters: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = adapters["fla_delta_kernels"]
+    monkeypatch.setattr(adapter, "call_kernel", None)
+    q, v, beta = torch.randn(1, 5, 2, 257), torch.randn(1, 5, 2, 3), torch.rand(1, 5, 2)
+    k = F.normalize(q, dim=-1)
+    for found, wanted in zip(
+        adapter.delta_recurrence(q, k, v, beta), delta_rule.delta_recurrence(q, k, v, beta), strict=True
+    ):
+        assert torch.equal(found, wanted)
 
 
 @pytest.mark.parametrize("name", ["fla_kernels", "causal_conv1d_kernels"])

@@ -9,14 +9,22 @@ from typing import Any
 
 import pytest
 import torch
-from linearize_mamba2 import linearize_register as register_mamba2
 from safetensors.torch import load_file, save_file
 
 from linearize.errors import CheckpointError, PluginError
 from linearize.plugins import Plugins
-from linearize.specs import MixerSpec, Spec, TeacherSpec
+from linearize.recipe.reference import OWN_ORIGINS
+from linearize.specs import MixerSpec, TeacherSpec
 from linearize.student.convert import convert, converted_sites, linearized_sites, release_teacher
 from linearize.student.modeling import load_student, save_student
+
+MIXERS = [
+    spec.name
+    for record in Plugins.discover().records
+    if record.origin in OWN_ORIGINS
+    for spec in record.specs
+    if isinstance(spec, MixerSpec)
+]
 
 
 @torch.no_grad()
@@ -46,11 +54,12 @@ def test_a_loaded_student_has_the_logits_of_the_model_in_memory(
 
 @torch.no_grad()
 @pytest.mark.parametrize("family_layout", ["all", "hybrid"])
-def test_mamba2_students_decode_and_come_back(hovle: Any, family_layout: str, tmp_path: Path) -> None:
-    found: list[Spec] = []
-    register_mamba2(register=found.append)
-    (spec,) = (spec for spec in found if isinstance(spec, MixerSpec))
-    model = hovle.convert(None if family_layout == "all" else hovle.hybrid, spec, conv_width=2)
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_students_of_every_mixer_decode_and_come_back(
+    hovle: Any, mixer: str, family_layout: str, plugins: Plugins, tmp_path: Path
+) -> None:
+    spec = plugins.registry.get(MixerSpec, mixer)
+    model = hovle.convert(None if family_layout == "all" else hovle.hybrid, spec)
     expected = model(**hovle.inputs).logits
     save_student(model, tmp_path)
     loaded = load_student(tmp_path)

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from linearize.errors import BackendError
 from linearize.protocols import AttentionSite
+from linearize.testing import MixerConformance
 
 SITE = AttentionSite(
     index=3, path="layers.3.attention", tower="language", layer=3, cache_index=3, hidden_size=12,
@@ -45,11 +46,6 @@ def build(style: str = "scratch", seed: int = 0, **options: Any) -> Mamba2Mixer:
 
 def inputs(length: int, batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, length, 12, generator=torch.Generator().manual_seed(length), dtype=torch.float64)
-
-
-def close(found: torch.Tensor, wanted: torch.Tensor) -> None:
-    # All in fp64: only the order of sums differs.
-    torch.testing.assert_close(found, wanted, atol=1e-10, rtol=1e-10)
 
 
 def by_formula(mixer: Mamba2Mixer, x: torch.Tensor) -> torch.Tensor:
@@ -90,73 +86,15 @@ def by_formula(mixer: Mamba2Mixer, x: torch.Tensor) -> torch.Tensor:
     return torch.stack(outputs)
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-def test_the_output_is_that_of_the_formulae(options: dict[str, Any]) -> None:
-    mixer = build(**options)
-    x = inputs(11)
-    with torch.no_grad():
-        y, _ = mixer(x)
-        assert y.shape == (2, 11, SITE.num_heads, SITE.value_dim)
-        close(y[1], by_formula(mixer, x[1]))
+class TestMamba2(MixerConformance):
+    """What every mixer keeps, and the paper's formulae."""
 
+    name = "mamba2"
+    options = OPTIONS
+    site = SITE
 
-@pytest.mark.parametrize("options", OPTIONS)
-def test_tokens_one_by_one_and_in_parts_equal_the_whole_and_the_state_keeps_its_size(options: dict[str, Any]) -> None:
-    mixer, x = build(**options), inputs(9)
-    with torch.no_grad():
-        whole, final = mixer(x)
-        for spans in ([1] * 9, [4, 3, 1, 1]):
-            state, parts, start = None, [], 0
-            for span in spans:
-                y, state = mixer(x[:, start : start + span], state=state)
-                assert {name: tensor.shape for name, tensor in state.items()} == {
-                    name: tensor.shape for name, tensor in final.items()
-                }
-                parts.append(y)
-                start += span
-            close(torch.cat(parts, 1), whole)
-            for name in final:
-                close(state[name], final[name])  # type: ignore[index]
-
-
-@pytest.mark.parametrize("options", OPTIONS)
-def test_a_left_padded_row_equals_the_row_alone_also_when_it_goes_on(options: dict[str, Any]) -> None:
-    mixer, x = build(**options), inputs(10)
-    valid = torch.ones(2, 8, dtype=torch.bool)
-    valid[0, :3] = False
-    with torch.no_grad():
-        y, state = mixer(x[:, :8], valid_BT=valid)
-        alone, state_alone = mixer(x[:1, 3:8])
-        close(y[:1, 3:], alone)
-        for name in state:
-            close(state[name][:1], state_alone[name])
-        close(mixer(x[:, 8:], state=state)[0][:1], mixer(x[:1, 8:], state=state_alone)[0])
-
-
-@pytest.mark.parametrize("options", OPTIONS)
-def test_packed_documents_equal_the_documents_alone(options: dict[str, Any]) -> None:
-    mixer, x = build(**options), inputs(10, batch=1)
-    segments = torch.tensor([[4] * 3 + [2] * 6 + [7]])
-    with torch.no_grad():
-        y, state = mixer(x, segments_BT=segments)
-        parts = [mixer(x[:, start:end]) for start, end in ((0, 3), (3, 9), (9, 10))]
-    close(y, torch.cat([part for part, _ in parts], 1))
-    for name in state:
-        close(state[name], parts[-1][1][name])
-
-
-@pytest.mark.parametrize("options", OPTIONS)
-def test_no_output_depends_on_a_later_token_and_every_parameter_gets_a_finite_gradient(options: dict[str, Any]) -> None:
-    mixer, x = build(**options), inputs(7).requires_grad_()
-    y, _ = mixer(x)
-    (dx,) = torch.autograd.grad(y[:, 3].sum(), x, retain_graph=True)
-    assert dx[:, 4:].abs().max() == 0
-    assert dx[:, :4].abs().max() > 0
-    y.square().sum().backward()
-    for name, parameter in mixer.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-        assert parameter.grad.abs().max() > 0, name
+    def reference(self, mixer: Any, x_TD: torch.Tensor, position: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return by_formula(mixer, x_TD)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -245,13 +183,6 @@ def test_strong_decays_stay_finite() -> None:
     assert x.grad is not None
     assert x.grad.isfinite().all()
     assert all(parameter.grad.isfinite().all() for parameter in mixer.parameters())
-
-
-def test_a_mixer_saved_and_loaded_is_the_same() -> None:
-    mixer, other = build(qk_norm=True, skip=True), build(seed=1, qk_norm=True, skip=True)
-    other.load_state_dict(mixer.state_dict())
-    with torch.no_grad():
-        assert torch.equal(mixer(inputs(6))[0], other(inputs(6))[0])
 
 
 def test_one_tap_is_refused() -> None:

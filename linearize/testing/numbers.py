@@ -1,0 +1,40 @@
+"""Reproducible inputs for the kit's checks, and one measure of how far apart two tensors are.
+
+Letters: B batch, T tokens, D model width, K key width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+ROPE_BASE = 100.0
+
+
+def draw(*shape: int, seed: int, dtype: torch.dtype, device: str) -> Tensor:
+    """Standard normal numbers; the same seed and shape give the same on every device."""
+    drawn = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return drawn.to(device=device, dtype=dtype)
+
+
+def positions_of(ids_T: Tensor | Sequence[int], key_dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin [1, T, K] at the positions ``ids_T``, as transformers passes them, in the dtype of ``like``."""
+    frequency = ROPE_BASE ** (-torch.arange(0, key_dim, 2, dtype=torch.float64) / key_dim)
+    angle_TK = torch.as_tensor(ids_T, dtype=torch.float64).unsqueeze(-1) * frequency
+    angle_1TK = torch.cat([angle_TK, angle_TK], -1).unsqueeze(0)
+    return angle_1TK.cos().to(like), angle_1TK.sin().to(like)
+
+
+def distance(found: Tensor, wanted: Tensor) -> float:
+    """The norm of the difference over the norm of ``wanted``; infinite where a number is not finite."""
+    difference = (found.double() - wanted.double()).norm() / wanted.double().norm().clamp_min(1e-30)
+    return float(difference) if bool(difference.isfinite()) else float("inf")
+
+
+def assert_near(found: Tensor, wanted: Tensor, tolerance: float, what: str) -> None:
+    """Fails, with ``what`` and both numbers, unless ``distance`` is at most ``tolerance``."""
+    assert found.shape == wanted.shape, f"{what}: shape {tuple(found.shape)}; {tuple(wanted.shape)} was due"
+    error = distance(found, wanted)
+    assert error <= tolerance, f"{what}: off by {error:.1e} of its size; at most {tolerance:.0e} was due"

@@ -153,6 +153,8 @@ def test_exported_conversations_are_as_many_as_asked_for(recipe: Path, tmp_path:
 def test_ctrl_c_says_how_to_go_on_and_has_status_130(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; sys.argv = ['linearize', 'run', 'a.toml']\n"
+        # A shell that starts tests in the background lets them ignore Ctrl-C, and a child inherits that.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from linearize import api, cli\n"
         "def interrupted(*args, **kwargs):\n    os.kill(os.getpid(), signal.SIGINT)\n    signal.pause()\n"
         "api.run = interrupted\ncli.main()"
@@ -163,6 +165,7 @@ def test_ctrl_c_says_how_to_go_on_and_has_status_130(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
+        timeout=120,
     )
     assert done.returncode == 128 + signal.SIGINT
     assert "Interrupted. Type the same command to go on" in done.stderr

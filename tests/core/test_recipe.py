@@ -55,7 +55,7 @@ def test_problems_of_core_and_plugins_come_all_at_once_by_path(tables: dict[str,
     expected = (
         "stages.0.steps: Input should be greater than 0; got 0",
         "stages.1.stpes: unknown key; got 5. Did you mean 'steps'? Known: name, objective,",
-        "student.mixer.conv_widht: unknown key; got 4. Did you mean 'conv_width'? Known: conv_width,",
+        "student.mixer.conv_widht: unknown key; got 4. Did you mean 'conv_width'? Known: ",
         "student.mixer.chunk_size: Input should be a valid integer, unable to parse string as an integer; got 'many'",
         "teacher.type: unknown teacher 'hovel'. Did you mean 'hovle'? Installed: ",
         "data: glance has no task 'nothing'; it has ",

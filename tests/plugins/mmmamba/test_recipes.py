@@ -25,12 +25,16 @@ def load(name: str) -> LoadedRecipe:
 def test_only_the_scale_of_a_stage_is_the_demos(name: str) -> None:
     variant: Any = RECIPES[name]
     stages = MmMambaSchedule(MmMambaScheduleConfig(variant=variant)).stages()
-    for own, table in zip(load(name).recipe.stages, stages, strict=True):
+    recipe = load(name)
+    for number, (own, table) in enumerate(zip(recipe.recipe.stages, stages, strict=True)):
         due = Stage.model_validate(table)
-        found, wanted = (stage.model_dump(exclude=SCALE) for stage in (own, due))
+        found, wanted = (stage.model_dump(exclude={*SCALE, "objective"}) for stage in (own, due))
         for dump in (found, wanted):
             dump["lr_schedule"].pop("planned_steps")
         assert found == wanted
+        objective = recipe.components[f"stages.{number}.objective"]
+        assert objective.spec.name == due.objective.type
+        assert objective.config == objective.spec.config_class().model_validate(due.objective.options())
 
 
 def test_the_released_codes_stage_2_stops_at_the_same_share_of_its_plan() -> None:
@@ -46,7 +50,7 @@ def test_the_released_codes_stage_2_stops_at_the_same_share_of_its_plan() -> Non
 def test_the_papers_mixer_has_no_activation_no_norm_and_no_time_step_on_the_input() -> None:
     mixer: Any = load("mmmamba_paper.toml").components["student.mixer"].config
     assert (mixer.conv_activation, mixer.output_norm, mixer.dt_scales_input) == ("identity", False, False)
-    assert (mixer.gate, mixer.conv_width) == (True, 2)
+    assert (mixer.gate, mixer.conv_width, mixer.rope) == (True, 2, False)
 
 
 def test_the_released_codes_mixer_is_what_the_published_checkpoints_hold() -> None:

@@ -38,7 +38,7 @@ class LinearMixer(nn.Module):
     ``own_roles``.
 
     Args:
-        operation: what the recurrence is called in :mod:`linearize.ops.backends`.
+        operation: what the recurrence is called in :mod:`linearize.ops.backends`; None where ``recur`` is plain torch.
         backend: the name of its backend, or "auto".
         rope: turn q and k by the position that the site passes.
     """
@@ -55,8 +55,8 @@ class LinearMixer(nn.Module):
         config: MixerOptions,
         site: AttentionSite,
         *,
-        operation: str,
-        backend: str,
+        operation: str | None = None,
+        backend: str = "auto",
         qk_norm: QkNorm = "none",
         rope: bool = False,
     ) -> None:
@@ -147,6 +147,7 @@ class LinearMixer(nn.Module):
         Raises:
             BackendError: the backend cannot run there, or has no such operation.
         """
+        assert self.operation is not None, f"{type(self).__name__} names no operation"
         return choose(self.operation, self.backend, device)
 
     def describe_backends(self, device: torch.device | str) -> list[str]:
@@ -155,7 +156,7 @@ class LinearMixer(nn.Module):
         Raises:
             BackendError: one that its options name cannot run there.
         """
-        choices = [self.recurrence(device)]
+        choices = [] if self.operation is None else [self.recurrence(device)]
         if self.config.conv_width:
             choices.append(self.conv1d.choice(device))
         return [choice.describe() for choice in choices]

@@ -53,7 +53,7 @@ class SeederConformance:
 
     def mixer(self, site: AttentionSite) -> Any:
         """A mixer to seed, for a seeder that serves any; one made for a single kind of mixer returns that."""
-        return _Seedling(LinearMixerOptions(qkv_bias=True), site, operation="gated", backend="auto", qk_norm="rms")
+        return _Seedling(LinearMixerOptions(qkv_bias=True), site, qk_norm="rms")
 
     # What the checks are made of.
 

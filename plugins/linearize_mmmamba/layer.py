@@ -32,6 +32,7 @@ NAMES = (FUSED, OUTPUT, *RENAMED)
 FIXED_OPTIONS: dict[str, Any] = {
     "conv_activation": "silu",
     "qkv_bias": False,
+    "rope": False,
     "qk_norm": False,
     "output_norm": True,
     "norm_eps": 1e-5,

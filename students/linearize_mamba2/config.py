@@ -6,12 +6,16 @@ from typing import Literal
 
 from pydantic import Field
 
-from linearize.mixing.options import ChunkOptions, MixerOptions
+from linearize.mixing.options import ChunkOptions, MixerOptions, RotaryOptions
 
 
-class Mamba2Config(MixerOptions, ChunkOptions):
+class Mamba2Config(MixerOptions, RotaryOptions, ChunkOptions):
     """Options of one Mamba-2 mixer."""
 
+    rope: bool = Field(
+        default=False,
+        description="Turn q and k by the teacher's rotary embedding, where it has one; mmMamba drops it.",
+    )
     qk_norm: bool = Field(default=False, description="RMSNorm over each head of q and k, after the convolution.")
     skip: bool = Field(default=False, description="Add D times the value to each head's output (Mamba-2's D).")
     dt_scales_input: bool = Field(

@@ -4,7 +4,8 @@
     S_t = exp(dt_t A) S_{t-1} + dt_t k_t v_tᵀ        y_t = q_t S_t + D v_t
     output = RMSNorm(y_t) · SiLU(W_g x)              per head, before the teacher's output projection
 
-There is no rotary embedding and no 1/sqrt(K). k and v are shared by query heads exactly as in the teacher.
+There is no 1/sqrt(K), and no rotary embedding unless the options ask for it. k and v are shared by query heads exactly
+as in the teacher.
 Letters: B batch, T tokens, D model width, N query heads, M key-value heads, K key width, V value width.
 """
 
@@ -37,7 +38,7 @@ class Mamba2Mixer(LinearMixer):
     def __init__(self, config: Mamba2Config, site: AttentionSite) -> None:
         super().__init__(
             config, site, operation="ssd" if config.dt_scales_input else "gated", backend=config.backend,
-            qk_norm="rms" if config.qk_norm else "none",
+            qk_norm="rms" if config.qk_norm else "none", rope=config.rope,
         )  # fmt: skip
 
     def add_parameters(self) -> None:

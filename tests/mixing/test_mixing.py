@@ -182,9 +182,16 @@ def test_one_tap_and_unknown_norms_are_refused() -> None:
 
 
 def test_a_mixer_without_a_recurrence_says_so() -> None:
-    mixer = LinearMixer(LinearMixerOptions(), SITE, operation="gated", backend="auto")
+    mixer = LinearMixer(LinearMixerOptions(), SITE)
     with pytest.raises(NotImplementedError, match="LinearMixer defines no recurrence"):
         mixer(torch.randn(1, 2, 12))
+
+
+def test_only_kernels_that_run_are_described() -> None:
+    named = build()
+    assert [line.split(":")[0] for line in named.describe_backends("cpu")] == ["gated on cpu", "conv on cpu"]
+    plain = LinearMixer(LinearMixerOptions(conv_width=0), SITE)
+    assert plain.describe_backends("cpu") == []
 
 
 def test_options_import_no_torch() -> None:

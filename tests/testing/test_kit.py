@@ -191,7 +191,56 @@ class LeavesAParameterWithoutARole(Sound):
         return {name: found for name, found in super().roles().items() if name != "decay"}
 
 
-def conformance(mixer: type[Sound], options: type[Options] = Options) -> type[MixerConformance]:
+class StandAlone(nn.Module):
+    """A mixer on nn.Module alone, a loop over tokens."""
+
+    projections: ClassVar[Mapping[str, str]] = {"q": "q_proj", "k": "k_proj", "v": "v_proj"}
+
+    def __init__(self, config: Options, site: AttentionSite) -> None:
+        super().__init__()
+        self.site = site
+        self.q_proj = nn.Linear(site.hidden_size, site.num_heads * site.key_dim)
+        self.k_proj = nn.Linear(site.hidden_size, site.num_key_value_heads * site.key_dim)
+        self.v_proj = nn.Linear(site.hidden_size, site.num_key_value_heads * site.value_dim)
+        self.keep = nn.Parameter(torch.zeros(site.num_heads))
+
+    def roles(self) -> Mapping[str, frozenset[str]]:
+        return {name: frozenset({"new", "decay"} if name == "keep" else {"qkv"}) for name, _ in self.named_parameters()}
+
+    @torch.no_grad()
+    def initialize(self, style: SeedStyle, generator: torch.Generator) -> None:
+        self.keep.fill_(2.0)
+        if style == "scratch":
+            for name in self.projections.values():
+                for parameter in getattr(self, name).parameters():
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) / self.site.hidden_size**0.5)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        *,
+        valid_BT: Tensor | None = None,
+        position: tuple[Tensor, Tensor] | None = None,
+        segments_BT: Tensor | None = None,
+        state: State | None = None,
+    ) -> tuple[Tensor, State]:
+        site, (batch, length, _) = self.site, x_BTD.shape
+        share = site.num_heads // site.num_key_value_heads
+        q = self.q_proj(x_BTD).unflatten(-1, (-1, site.key_dim))
+        k = self.k_proj(x_BTD).unflatten(-1, (-1, site.key_dim)).repeat_interleave(share, 2)
+        v = self.v_proj(x_BTD).unflatten(-1, (-1, site.value_dim)).repeat_interleave(share, 2)
+        memory = x_BTD.new_zeros(batch, site.num_heads, site.key_dim, site.value_dim) if state is None else state["s"]
+        outputs = []
+        for t in range(length):
+            if segments_BT is not None and t:
+                memory = memory * (segments_BT[:, t] == segments_BT[:, t - 1])[:, None, None, None]
+            after = torch.sigmoid(self.keep)[:, None, None] * memory + k[:, t, :, :, None] * v[:, t, :, None]
+            memory = after if valid_BT is None else torch.where(valid_BT[:, t, None, None, None], after, memory)
+            outputs.append((q[:, t, :, None] @ memory).squeeze(2))
+        return torch.stack(outputs, 1), {"s": memory}
+
+
+def conformance(mixer: type[nn.Module], options: type[Options] = Options) -> type[MixerConformance]:
     """The kit for one of the mixers above, as if it were registered."""
     spec = MixerSpec(
         name="broken", build=f"{__name__}:{mixer.__name__}", config=f"{__name__}:{options.__name__}", source=SOURCE
@@ -274,6 +323,10 @@ BROKEN_MIXERS: dict[str, type[MixerConformance]] = {
 
 def test_a_sound_mixer_passes_every_check() -> None:
     assert failing(SoundWithReference) == set()
+
+
+def test_a_mixer_needs_no_base_class_of_ours_to_pass() -> None:
+    assert failing(conformance(StandAlone)) == set()
 
 
 def test_each_check_of_a_mixer_has_its_broken_mixer() -> None:

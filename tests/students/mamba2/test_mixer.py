@@ -18,13 +18,14 @@ from linearize.testing import MixerConformance
 
 SITE = AttentionSite(
     index=3, path="layers.3.attention", tower="language", layer=3, cache_index=3, hidden_size=12,
-    num_heads=4, num_key_value_heads=2, key_dim=5, value_dim=6,
+    num_heads=4, num_key_value_heads=2, key_dim=4, value_dim=6,
 )  # fmt: skip
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"conv_width": 0},
     {"conv_width": 4, "conv_activation": "identity"},
     {"qk_norm": True, "skip": True, "qkv_bias": True},
+    {"rope": True, "qk_norm": True},
     {"output_norm": False},
     {"gate": False},
     {"output_norm": False, "gate": False},
@@ -48,13 +49,15 @@ def inputs(length: int, batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, length, 12, generator=torch.Generator().manual_seed(length), dtype=torch.float64)
 
 
-def by_formula(mixer: Mamba2Mixer, x: torch.Tensor) -> torch.Tensor:
-    """One row, token by token, written from the paper's formulae."""
+def by_formula(
+    mixer: Mamba2Mixer, x: torch.Tensor, position: tuple[torch.Tensor, torch.Tensor] | None = None
+) -> torch.Tensor:
+    """One row, token by token, written from the paper's formulae; with ``position`` q and k are turned."""
     config, outputs = mixer.config, []
     heads, groups = SITE.num_heads, SITE.num_key_value_heads
     history = []
     state = torch.zeros(heads, SITE.key_dim, SITE.value_dim, dtype=torch.float64)
-    for token in x:
+    for t, token in enumerate(x):
         u = torch.cat([mixer.v_proj(token), mixer.k_proj(token), mixer.q_proj(token)])
         history.append(u)
         if config.conv_width:
@@ -66,6 +69,8 @@ def by_formula(mixer: Mamba2Mixer, x: torch.Tensor) -> torch.Tensor:
         v, k, q = v.view(groups, -1), k.view(groups, -1), q.view(heads, -1)
         if config.qk_norm:
             q, k = mixer.q_norm(q), mixer.k_norm(k)
+        if position is not None:
+            q, k = (turn(heads, position[0][0, t], position[1][0, t]) for heads in (q, k))
         dt = F.softplus(mixer.in_proj(token) + mixer.dt_bias)
         decay = torch.exp(-dt * mixer.A_log.exp())
         y = []
@@ -86,6 +91,11 @@ def by_formula(mixer: Mamba2Mixer, x: torch.Tensor) -> torch.Tensor:
     return torch.stack(outputs)
 
 
+def turn(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat([-x[:, half:], x[:, :half]], -1) * sin
+
+
 class TestMamba2(MixerConformance):
     """What every mixer keeps, and the paper's formulae."""
 
@@ -94,7 +104,7 @@ class TestMamba2(MixerConformance):
     site = SITE
 
     def reference(self, mixer: Any, x_TD: torch.Tensor, position: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        return by_formula(mixer, x_TD)
+        return by_formula(mixer, x_TD, position if mixer.rope else None)
 
 
 @pytest.mark.parametrize("options", OPTIONS)

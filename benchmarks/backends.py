@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from backends_agreement import DTYPES, Sizes, compare_mixer, compare_op
+from backends_agreement import DTYPES, Sizes, compare_mixer, compare_op, families_of
 from backends_page import Report, measured, merged, read, write_page
 from backends_timing import SSD_BACKENDS, Bench, measurements
 
@@ -64,11 +64,14 @@ def compare_all(journal: Journal, backends: Sequence[str], arguments: argparse.N
             for tokens in arguments.agree_lengths:
                 what = f"{name}, {dtype}, T {tokens}"
                 given = name, dtype, tokens, sizes, device
-                journal.attempt("agreement", f"recurrence of {what}", compare_op, "carried state", *given)
+                for family in families_of(name):
+                    journal.attempt("agreement", f"{family} of {what}", compare_op, "carried state", family, *given)
                 journal.attempt("agreement", f"mixer of {what}", compare_mixer, *given)
-            if arguments.agree_lengths:
+            for family in families_of(name) if arguments.agree_lengths else ():
                 given = name, dtype, max(arguments.agree_lengths), sizes, device
-                journal.attempt("agreement", f"packed recurrence of {name}, {dtype}", compare_op, "packed", *given)
+                journal.attempt(
+                    "agreement", f"packed {family} of {name}, {dtype}", compare_op, "packed", family, *given
+                )
 
 
 def time_all(journal: Journal, usable: set[str], arguments: argparse.Namespace, sizes: Sizes) -> None:

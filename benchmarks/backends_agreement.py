@@ -1,4 +1,4 @@
-"""How far a kernel backend is from the fp32 torch reference: the recurrence alone, and a whole Mamba-2 mixer.
+"""How far a kernel backend is from the fp32 torch reference: recurrences alone, and a whole Mamba-2 mixer.
 
 An error is ‖found - wanted‖ / ‖wanted‖, over all entries of a tensor. Largest difference over largest entry would ask
 another question: one token near a pole of RMSNorm (an output close to zero, whose direction rounding decides) then
@@ -14,15 +14,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from linearize_mamba2.config import Mamba2Config
 from linearize_mamba2.mixer import DT_MAX, DT_MIN, Mamba2Mixer
 from torch import Tensor
 
-from linearize.ops.backends import available_backends, choose
+from linearize.ops.backends import BACKENDS, available_backends, choose
 from linearize.protocols import AttentionSite
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 DECODE_STEPS = 4
+OPERATIONS = {
+    "Mamba-2": "ssd", "GLA": "channel_gated", "DeltaNet": "delta", "Gated DeltaNet": "delta", "KDA": "delta",
+}  # fmt: skip
+"""Recurrences by a name that a reader knows -> the operation of linearize.ops.backends that computes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,12 @@ class Sizes:
         )  # fmt: skip
 
 
+def families_of(backend: str) -> list[str]:
+    """The recurrences that a backend computes."""
+    kernels = next(found.kernels for found in BACKENDS if found.name == backend)
+    return [family for family, operation in OPERATIONS.items() if operation in kernels]
+
+
 def relative_error(found: Tensor, wanted: Tensor) -> float:
     """The norm of the difference over the norm of ``wanted``; infinite when anything is not finite."""
     found, wanted = found.detach().double(), wanted.detach().double()
@@ -69,18 +80,40 @@ def normal(shape: Sequence[int], seed: int, device: str, dtype: torch.dtype) -> 
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
 
 
-def ssd_inputs(sizes: Sizes, tokens: int, device: str, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Leaves of the recurrence: activations in ``dtype``; dt (as mimic seeding draws it), A and the state in fp32."""
+def recurrence_inputs(
+    family: str, batch: int, tokens: int, sizes: Sizes, device: str, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Leaves of a recurrence by the names of its arguments: q, k and v in ``dtype``, all else in fp32.
+
+    Time steps and decays are log-uniform as mimic seeding draws Mamba-2's; keys of the delta rule have length 1.
+    """
     n, m, k = sizes.heads, sizes.groups, sizes.head_dim
-    dt = DT_MIN * (DT_MAX / DT_MIN) ** torch.rand(2, tokens, n, generator=torch.Generator().manual_seed(4))
-    leaves = {
-        "q": normal((2, tokens, n, k), 1, device, dtype),
-        "k": normal((2, tokens, m, k), 2, device, dtype),
-        "v": normal((2, tokens, m, k), 3, device, dtype),
-        "dt": dt.to(device),
-        "A": -torch.linspace(0.5, 8.0, n, device=device),
-        "state": normal((2, n, k, k), 5, device, torch.float32),
-    }
+    # Drawn on the device: hundreds of millions take seconds on a CPU.
+    generator = torch.Generator(device).manual_seed(4)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(batch, tokens, *shape, device=device, generator=generator).to(dtype)
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(batch, tokens, *shape, device=device, generator=generator)
+
+    def step(*shape: int) -> Tensor:
+        return DT_MIN * (DT_MAX / DT_MIN) ** uniform(*shape)
+
+    leaves = {"q_BTNK": drawn(n, k), "k_BTMK": drawn(m, k), "v_BTMV": drawn(m, k)}
+    if OPERATIONS[family] == "delta":
+        leaves["k_BTMK"] = F.normalize(leaves["k_BTMK"].float(), dim=-1).to(dtype)
+        leaves["beta_BTN"] = uniform(n)
+    match family:
+        case "Mamba-2":
+            leaves |= {"dt_BTN": step(n), "a_N": -torch.linspace(0.5, 8.0, n, device=device)}
+        case "GLA":
+            leaves["g_BTNK"] = -step(n, k)
+        case "Gated DeltaNet":
+            leaves["g"] = -step(n)
+        case "KDA":
+            leaves["g"] = -step(n, k)
+    leaves["state_BNKV"] = normal((batch, n, k, k), 5, device, torch.float32)
     return {name: leaf.requires_grad_() for name, leaf in leaves.items()}
 
 
@@ -96,28 +129,26 @@ def worst(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> tuple[fl
     return max((relative_error(found[name], wanted[name]), name) for name in wanted)
 
 
-def compare_op(case: str, backend: str, dtype: str, tokens: int, sizes: Sizes, device: str) -> list[Agreement]:
-    """The recurrence alone: carried state, and packed segments in case "packed"."""
+def compare_op(
+    case: str, family: str, backend: str, dtype: str, tokens: int, sizes: Sizes, device: str
+) -> list[Agreement]:
+    """A recurrence alone: carried state, and packed segments in case "packed"."""
     results = []
     for name, precision in (("torch", torch.float32), (backend, DTYPES[dtype])):
-        leaves = ssd_inputs(sizes, tokens, device, DTYPES[dtype])
-        if name == "torch":
-            leaves = {
-                key: leaf.detach().to(precision if key in "qkv" else leaf.dtype).requires_grad_()
-                for key, leaf in leaves.items()
-            }
+        leaves = {
+            key: leaf.detach().to(precision if key[0] in "qkv" else leaf.dtype).requires_grad_()
+            for key, leaf in recurrence_inputs(family, 2, tokens, sizes, device, DTYPES[dtype]).items()
+        }
         segments = None
         if case == "packed":
             segments = (torch.arange(tokens, device=device) * 5 // tokens).expand(2, -1).contiguous()
             segments[1] = segments[1].flip(0) // 2
-        kernel = choose("ssd", name, device).kernel
-        q, k, v, dt, a, state = leaves.values()
-        outputs = kernel(q, k, v, dt, a, state_BNKV=state, segments_BT=segments)
+        outputs = choose(OPERATIONS[family], name, device).kernel(**leaves, segments_BT=segments)
         results.append((outputs, gradients(outputs, leaves)))
     (wanted, wanted_gradients), (found, found_gradients) = results
     gradient, name = worst(found_gradients, wanted_gradients)
     errors = relative_error(found[0], wanted[0]), relative_error(found[1], wanted[1])
-    return [Agreement("op", backend, dtype, case, tokens, *errors, gradient, name)]
+    return [Agreement(family, backend, dtype, case, tokens, *errors, gradient, name.split("_")[0])]
 
 
 def mixer_config(backend: str, device: str) -> Mamba2Config:

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from backends_agreement import Sizes, mixer_config
-from linearize_mamba2.mixer import DT_MAX, Mamba2Mixer
+from backends_agreement import OPERATIONS, Sizes, families_of, mixer_config, recurrence_inputs
+from linearize_mamba2.mixer import Mamba2Mixer
 from torch import Tensor
 
 from linearize.ops.backends import choose
@@ -63,12 +63,16 @@ def measurements(tokens: int, bench: Bench) -> Iterator[tuple[str, str, Callable
     q = bench.leaf(1, tokens, sizes.heads, sizes.head_dim)
     k, v = (bench.leaf(1, tokens, sizes.groups, sizes.head_dim) for _ in range(2))
     yield from _one("softmax attention", "sdpa", tokens, _attention, [q, k, v], [q, k, v], bench)
-    dt = (DT_MAX * torch.rand(1, tokens, sizes.heads, device=device)).requires_grad_()
-    a = (-torch.linspace(0.5, 8.0, sizes.heads, device=device)).requires_grad_()
-    for name in bench.recurrences(tokens):
-        inputs = [q, k, v, dt, a]
-        yield from _one("recurrence", name, tokens, choose("ssd", name, device).kernel, inputs, inputs, bench)
     del q, k, v
+    for family, operation in OPERATIONS.items():
+        leaves = recurrence_inputs(family, 1, tokens, sizes, device, bench.dtype)
+        # Prefill starts from nothing.
+        del leaves["state_BNKV"]
+        for name in bench.recurrences(tokens):
+            if family in families_of(name):
+                call = partial(choose(operation, name, device).kernel, **leaves)
+                yield from _one(family, name, tokens, call, [], list(leaves.values()), bench)
+    del leaves
     channels = (sizes.heads + 2 * sizes.groups) * sizes.head_dim
     inputs = [bench.leaf(1, tokens, channels), bench.leaf(channels, CONV_WIDTH)]
     for name in CONV_BACKENDS:

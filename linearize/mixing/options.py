@@ -1,4 +1,7 @@
-"""Options that several mixers share, one class for each idea; a mixer's configuration inherits those that it has."""
+"""Options that several mixers share, one class for each idea; a mixer's configuration inherits those that it has.
+
+Pydantic puts the fields of the last base first, so bases stand in the reverse of the order in which keys are listed.
+"""
 
 from __future__ import annotations
 
@@ -75,11 +78,11 @@ class RecurrenceOptions(ChunkOptions):
     )
 
 
-class MixerOptions(ProjectionOptions, ConvolutionOptions, OutputOptions):
+class MixerOptions(OutputOptions, ProjectionOptions, ConvolutionOptions):
     """The least that :class:`linearize.mixing.mixer.LinearMixer` reads."""
 
 
-class LinearMixerOptions(MixerOptions, RotaryOptions, RecurrenceOptions):
+class LinearMixerOptions(RecurrenceOptions, RotaryOptions, MixerOptions):
     """The options of a mixer whose recurrence torch and fla compute."""
 
     qk_norm: QkNorm = Field(

@@ -99,7 +99,8 @@ def by_factors(readers_BcNJLK: Tensor, k_BcNLK: Tensor, g_BcNLK: Tensor) -> Deca
 def by_halves(readers_BcNJLK: Tensor, k_BcNLK: Tensor, g_BcNLK: Tensor) -> Decayed:
     """One decay per key channel, however strong; L must be a power of two.
 
-    Blocks grow from one token to the chunk. P counts them, H is their length.
+    Blocks grow from one token to the chunk: each is an early and a late half, whose scores are there already, and what
+    the late one reads in the early one. Behind [B, c, N(, J)] stand the blocks, then the tokens of one.
     """
     length = k_BcNLK.shape[-2]
     scores = (readers_BcNJLK * k_BcNLK.unsqueeze(3)).sum(-1)[..., None, None]

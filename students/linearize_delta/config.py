@@ -7,7 +7,7 @@ from pydantic import Field
 from linearize.mixing.options import MixerOptions, RecurrenceOptions, RotaryOptions
 
 
-class DeltaNetConfig(MixerOptions, RotaryOptions, RecurrenceOptions):
+class DeltaNetConfig(RecurrenceOptions, RotaryOptions, MixerOptions):
     """Options of one DeltaNet mixer."""
 
     negative_eigenvalues: bool = Field(

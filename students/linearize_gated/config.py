@@ -42,7 +42,7 @@ class GlaConfig(LinearMixerOptions):
     decay_rank: int = Field(default=16, ge=1, description="Width between the two matrices that give the decay.")
 
 
-class Hgrn2Config(MixerOptions, ChunkOptions):
+class Hgrn2Config(ChunkOptions, MixerOptions):
     """Options of one HGRN2 mixer."""
 
     conv_activation: Literal["silu", "identity"] = Field(

@@ -9,7 +9,7 @@ from pydantic import Field
 from linearize.mixing.options import ChunkOptions, MixerOptions, RotaryOptions
 
 
-class Mamba2Config(MixerOptions, RotaryOptions, ChunkOptions):
+class Mamba2Config(ChunkOptions, RotaryOptions, MixerOptions):
     """Options of one Mamba-2 mixer."""
 
     rope: bool = Field(

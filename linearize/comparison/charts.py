@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
-from linearize.comparison.findings import CellFinding, ComparisonResult, TeacherFinding
+from linearize.comparison.findings import CellFinding, ComparisonResult
 from linearize.plan_table import byte_size
 from linearize.report.plots import INK, STYLE, TEACHER, WIDTH, panels, running_mean, thinned
 
@@ -19,6 +19,8 @@ LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1)))
 TEACHER_NAME = "teacher"
 MEMORY_TOKENS = 4096
 """Length of the sequence whose memory stands in the chart of costs."""
+MOST_BANDS = 2
+"""Cells up to which each line has a band of its interval; more of them would hide the lines."""
 LOG_SPAN = 8
 """Values further apart than this factor stand on a logarithmic axis."""
 
@@ -29,24 +31,25 @@ def cost_chart(result: ComparisonResult) -> Figure | None:
     if not kept or result.teacher is None:
         return None
     costs: list[tuple[str, Callable[[CellFinding], float | None], float | None]] = [
-        ("decode ms per token  (left is better)", lambda cell: cell.decode_ms, result.teacher.decode_ms),
+        ("decode ms per token", lambda cell: cell.decode_ms, result.teacher.decode_ms),
         (
-            f"bytes of a {MEMORY_TOKENS:,}-token sequence  (left is better)", memory_bytes,
+            f"memory of {MEMORY_TOKENS:,} tokens", memory_bytes,
             float(MEMORY_TOKENS * result.teacher.cache_bytes_per_token),
         ),
-        ("training tokens per second  (right is better)", lambda cell: cell.tokens_per_second, None),
+        ("training tokens per second", lambda cell: cell.tokens_per_second, None),
     ]  # fmt: skip
     known = [cost for cost in costs if any(cost[1](cell) is not None for _, cell in kept)]
     with matplotlib.rc_context(STYLE):
         figure, places = panels(len(known), height=3.4, sharey=True)
-        for axes, (label, cost, of_teacher) in zip(places, known, strict=True):
+        for axes, (title, cost, of_teacher) in zip(places, known, strict=True):
             if of_teacher is not None:
                 axes.plot([of_teacher], [1.0], "s", color=TEACHER, markersize=8, label=TEACHER_NAME, linestyle="none")
             axes.axhline(1.0, color=TEACHER, linewidth=1, linestyle=(0, (4, 3)))
             for number, cell in kept:
                 _point(axes, number, cell, cost(cell))
-            axes.set_xlabel(label, fontsize=9)
-            _cost_axis(axes, [x for x in [of_teacher, *(cost(cell) for _, cell in kept)] if x], "bytes" in label)
+            axes.set_title(title)
+            axes.set_xlabel("more is better" if of_teacher is None and "second" in title else "less is better")
+            _cost_axis(axes, [x for x in [of_teacher, *(cost(cell) for _, cell in kept)] if x], "memory" in title)
             axes.yaxis.set_major_formatter(PercentFormatter(1))
         places[0].set_ylabel("kept on average")
         _legend(figure, places)
@@ -54,7 +57,7 @@ def cost_chart(result: ComparisonResult) -> Figure | None:
 
 
 def difficulty_chart(result: ComparisonResult) -> Figure | None:
-    """A panel per dial: right answers of the teacher and of every cell; None where no dial was turned."""
+    """A panel per dial: what every cell keeps, and the teacher's own right answers; None where no dial was turned."""
     teacher = result.teacher
     tasks = [task for task in teacher.dials if teacher.dials[task]] if teacher else []
     if not tasks or teacher is None:
@@ -62,15 +65,19 @@ def difficulty_chart(result: ComparisonResult) -> Figure | None:
     with matplotlib.rc_context(STYLE):
         figure, places = panels(len(tasks), height=3.2, sharey=True)
         for axes, task in zip(places, tasks, strict=True):
-            _dial(axes, teacher, task, TEACHER, "s", (0, (4, 3)), TEACHER_NAME)
+            rows = teacher.dials[task]
+            axes.plot(
+                [row.difficulty for row in rows], [row.value for row in rows], linestyle=(0, (4, 3)), color=TEACHER,
+                linewidth=1.5, label="right answers of the teacher",
+            )  # fmt: skip
             for number, cell in enumerate(result.cells):
-                _dial(axes, cell, task, colour_of(number), mark_of(number), line_of(number), cell.name)
+                _dial(axes, number, cell, task, band=len(result.cells) <= MOST_BANDS)
             axes.set_title(task)
             axes.set_xlabel("difficulty")
-            axes.set_ylim(-0.03, 1.05)
+            axes.set_ylim(-0.03, max(1.05, 0.05 + max(max(line.get_ydata(), default=0) for line in axes.lines)))
             axes.yaxis.set_major_formatter(PercentFormatter(1))
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        places[0].set_ylabel("right answers")
+        places[0].set_ylabel("kept of the teacher's")
         _legend(figure, places)
     return figure
 
@@ -162,23 +169,16 @@ def _cost_axis(axes: Axes, values: Sequence[float], is_bytes: bool) -> None:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.4g}")
 
 
-def _dial(
-    axes: Axes,
-    of: CellFinding | TeacherFinding,
-    task: str,
-    colour: str,
-    mark: str,
-    line: str | tuple[float, tuple[float, ...]],
-    label: str,
-) -> None:
-    rows = of.dials.get(task, ())
+def _dial(axes: Axes, number: int, cell: CellFinding, task: str, *, band: bool) -> None:
+    rows = cell.dials.get(task, ())
     levels = [row.difficulty for row in rows]
     axes.plot(
-        levels, [row.share for row in rows], linestyle=line, color=colour, marker=mark, markersize=5, linewidth=1.8,
-        label=label,
+        levels, [row.value for row in rows], linestyle=line_of(number), color=colour_of(number), marker=mark_of(number),
+        markersize=5, linewidth=1.8, label=cell.name,
     )  # fmt: skip
-    low, high = [row.interval[0] for row in rows], [row.interval[1] for row in rows]
-    axes.fill_between(levels, low, high, color=colour, alpha=0.1, linewidth=0)
+    if band:
+        low, high = [row.interval[0] for row in rows], [row.interval[1] for row in rows]
+        axes.fill_between(levels, low, high, color=colour_of(number), alpha=0.12, linewidth=0)
 
 
 def _legend(figure: Figure, places: Sequence[Axes]) -> None:

@@ -22,10 +22,14 @@ from linearize.report.records import StageRecord, read_run
 
 @dataclass(frozen=True, slots=True)
 class DialPoint:
-    """A task at one difficulty: the share of right answers, averaged over the seeds, and its 95 % interval."""
+    """A task at one difficulty: the teacher's share of right answers, or what a cell keeps of it, the mean over its seeds.
+
+    Attributes:
+        interval: 95 %, over the questions.
+    """
 
     difficulty: int
-    share: float
+    value: float
     interval: Interval
 
 
@@ -235,7 +239,7 @@ def _cell(cell: Cell, by_seed: Mapping[int, _Run], speed: Mapping[str, Any]) -> 
         training_seconds=_mean(sum(stage["seconds"] for stage in each) for each in stages),
         decode_ms=measured.get("ms"),
         decode_rounds_ms=tuple(measured.get("ms_by_round", ())),
-        dials=_dials(runs, "student"),
+        dials=_dials(runs, "retention"),
         stages=[run.stages for run in runs],
     )
 
@@ -251,15 +255,16 @@ def _teacher(run: _Run, cache_bytes: int, speed: Mapping[str, Any]) -> TeacherFi
     )
 
 
-def _dials(runs: Sequence[_Run], who: str) -> dict[str, list[DialPoint]]:
+def _dials(runs: Sequence[_Run], what: str) -> dict[str, list[DialPoint]]:
+    """The points of each dial; those where the teacher has nothing to keep have no retention."""
     found: dict[str, list[DialPoint]] = {}
     for task, rows in (runs[0].results["dials"] or {}).items():
         for number, row in enumerate(rows):
             same = [run.results["dials"][task][number] for run in runs]
-            low, high = (fmean(each[f"{who}_interval"][end] for each in same) for end in (0, 1))
-            found.setdefault(task, []).append(
-                DialPoint(row["difficulty"], fmean(each[who] for each in same), (low, high))
-            )
+            if row[what] is not None:
+                low, high = (fmean(each[f"{what}_interval"][end] for each in same) for end in (0, 1))
+                value = fmean(each[what] for each in same)
+                found.setdefault(task, []).append(DialPoint(row["difficulty"], value, (low, high)))
     return found
 
 

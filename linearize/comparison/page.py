@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from linearize.comparison import table
-from linearize.comparison.findings import ComparisonResult, Difference
+from linearize.comparison.findings import ComparisonResult, DialPoint, Difference
 from linearize.comparison.noise import Estimate
 from linearize.evaluate.store import write_json
 from linearize.report.page import Chart, data_url, flat, render, write_text
-from linearize.report.wording import percent, percent_interval
 
 TEMPLATE = "page.html.j2"
 
@@ -42,11 +41,12 @@ def render_page(result: ComparisonResult, charts: Mapping[str, Chart]) -> str:
         files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"),
         name=result.folder.name,
         subject=_subject(result),
-        headline=headline(result),
+        headline=table.headline(result),
         lines=table.comparison_lines(result),
         num_tasks=len(result.tasks),
         cells=[(cell, colour_of(number)) for number, cell in enumerate(result.cells)],
         charts=charts,
+        widest=max((_reach(point) for cell in result.cells for dial in cell.dials.values() for point in dial), default=0),
         how_tested=table.how_tested(result),
         how_decoded=result.how_decoded,
         pairs=[(*table.difference_cells(pair), _differing(pair)) for pair in result.differences],
@@ -55,25 +55,6 @@ def render_page(result: ComparisonResult, charts: Mapping[str, Chart]) -> str:
         changed=[(cell.name, table.shown_changes(cell.changes)) for cell in result.cells],
         environment=list(flat(result.environment)),
     )
-
-
-def headline(result: ComparisonResult) -> str:
-    """The best cell, and those that cannot be told from it."""
-    ranked = result.ranked()
-    if not ranked or ranked[0].average is None:
-        return "No cell kept anything that could be compared."
-    best, average = ranked[0], ranked[0].average
-    text = (
-        f"{best.name} keeps most of the teacher on average: {percent(average.value)} "
-        f"(95 % interval {percent_interval(average.interval)})."
-    )
-    if len(ranked) == 1:
-        return f"{best.name} keeps {percent(average.value)} of the teacher (95 % {percent_interval(average.interval)})."
-    pairs = [(cell, result.between(best.name, cell.name)) for cell in ranked[1:]]
-    near = [cell.name for cell, pair in pairs if pair is not None and pair.average and pair.average.is_noise]
-    if near:
-        return f"{text} Within noise of it: {', '.join(near)}."
-    return f"{text} The others keep less by more than noise."
 
 
 def as_json(value: Any) -> Any:
@@ -88,6 +69,11 @@ def as_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [as_json(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def _reach(point: DialPoint) -> float:
+    low, high = point.interval
+    return max(point.value - low, high - point.value)
 
 
 def _subject(result: ComparisonResult) -> str:

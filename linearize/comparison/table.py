@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,7 +74,7 @@ def comparison_lines(result: ComparisonResult) -> list[Line]:
         ("parameters trained", Entry(""), lambda cell: Entry(short_count(cell.costs.parameters_trained))),
         ("state per sequence", Entry(byte_size(0)), lambda cell: Entry(byte_size(cell.costs.state_bytes))),
         (
-            "and per token", Entry(byte_size(teacher.cache_bytes_per_token)),
+            "cache per token", Entry(byte_size(teacher.cache_bytes_per_token)),
             lambda cell: Entry(byte_size(cell.costs.cache_bytes_per_token)),
         ),
         ("training tokens/s", Entry(""), lambda cell: Entry(short_count(cell.tokens_per_second))),
@@ -93,7 +94,7 @@ def plan_table(comparison: Comparison) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("cell", "changes"):
         table.add_column(name, overflow="fold")
-    for name in ("linear sites", "trained", "state", "and per token"):
+    for name in ("linear sites", "trained", "state", "cache per token"):
         table.add_column(name, justify="right", no_wrap=True)
     for cell in comparison.cells:
         costs, plan = cell.costs, cell.checked.plan
@@ -109,6 +110,25 @@ def plan_table(comparison: Comparison) -> RenderableType:
 def shown_changes(changes: Changes) -> str:
     """A cell's changes on one line."""
     return ", ".join(f"{path} = {to_inline(value)}" for path, value in changes) or "none"
+
+
+def headline(result: ComparisonResult) -> str:
+    """The best cell, and those that cannot be told from it."""
+    ranked = result.ranked()
+    if not ranked or ranked[0].average is None:
+        return "No cell kept anything that could be compared."
+    best, average = ranked[0], ranked[0].average
+    text = (
+        f"{best.name} keeps most of the teacher on average: {percent(average.value)} "
+        f"(95 % interval {percent_interval(average.interval)})."
+    )
+    if len(ranked) == 1:
+        return f"{best.name} keeps {percent(average.value)} of the teacher (95 % {percent_interval(average.interval)})."
+    pairs = [(cell, result.between(best.name, cell.name)) for cell in ranked[1:]]
+    near = [cell.name for cell, pair in pairs if pair is not None and pair.average and pair.average.is_noise]
+    if near:
+        return f"{text} Within noise of it: {', '.join(near)}."
+    return f"{text} The others keep less by more than noise."
 
 
 def verdicts(result: ComparisonResult) -> list[str]:
@@ -154,9 +174,10 @@ def how_tested(result: ComparisonResult) -> str:
 
 
 def points(found: Estimate) -> str:
-    """A difference in percentage points: "+4.2 points, 95 % 1.9 to 6.5"."""
+    """A difference in percentage points: "+4.2 points, 95 % −1.9 to +10.3"."""
     low, high = found.interval
-    return f"{100 * found.value:+.1f} points, 95 % {100 * low:+.1f} to {100 * high:+.1f}"
+    text = f"{100 * found.value:+.1f} points, 95 % {100 * low:+.1f} to {100 * high:+.1f}"
+    return text.replace("-", "−")
 
 
 def terminal_table(result: ComparisonResult, width: int) -> RenderableType:
@@ -164,7 +185,7 @@ def terminal_table(result: ComparisonResult, width: int) -> RenderableType:
     lines = comparison_lines(result)
     if not lines:
         return "No run has reached its end."
-    size = 2 + max([len(cell.name) for cell in result.cells] + [len(str(e)) for line in lines for e in line.cells])
+    size = 2 + max(len(str(entry)) for line in lines for entry in line.cells)
     at_once = max(1, (width - FIRST_COLUMN - 2 - max(len(str(line.teacher)) for line in lines) - 2) // size)
     parts: list[RenderableType] = []
     for start in range(0, len(result.cells), at_once):
@@ -173,7 +194,8 @@ def terminal_table(result: ComparisonResult, width: int) -> RenderableType:
         table.add_column("", no_wrap=True)
         table.add_column("teacher", justify="right", no_wrap=True, style="dim")
         for cell in result.cells[chosen]:
-            table.add_column(cell.name, justify="right", no_wrap=True)
+            heading = textwrap.wrap(cell.name, size - 2)
+            table.add_column("\n".join(heading), justify="right", no_wrap=True, vertical="bottom")
         for line in lines:
             entries = [f"[bold]{entry}[/bold]" if entry.is_best else str(entry) for entry in line.cells[chosen]]
             table.add_row(line.name, str(line.teacher), *entries, end_section=line.name == AVERAGE)
@@ -181,7 +203,8 @@ def terminal_table(result: ComparisonResult, width: int) -> RenderableType:
     notes = ["Tasks: teacher, share of right answers; students, what they keep of it, with 95 % intervals."]
     if len(result.cells) > 1:
         notes.append("Bold: no other cell keeps more by more than noise.")
-    return Group(*parts, " ".join(notes), *verdicts(result), *failure_lines(result))
+    said = [" ".join(notes), headline(result), *verdicts(result), *failure_lines(result)]
+    return Group(*parts, *(Text(line) for line in said))
 
 
 def failure_lines(result: ComparisonResult) -> list[str]:
@@ -195,7 +218,7 @@ def markdown(result: ComparisonResult, charts: Mapping[str, str]) -> str:
     Args:
         charts: file name of a PNG beside it -> what it shows.
     """
-    lines = [f"# {result.folder.name}", ""]
+    lines = [f"# {result.folder.name}", "", headline(result), ""]
     table = comparison_lines(result)
     if table:
         head = ("", "teacher", *(cell.name for cell in result.cells))

@@ -72,9 +72,13 @@ class ComparisonFolder:
         if not isinstance(before, dict) or not {"shared", "cells"} <= before.keys():
             raise RunError(f"{self.manifest} cannot be read; start with --fresh, which keeps the old folder beside")
         changes = list(differences(before["shared"], now["shared"]))
-        for name, tables in cells.items():
-            if not changes and name in before["cells"]:
-                changes += [f"cell '{name}': {change}" for change in differences(before["cells"][name], tables)]
+        if not changes:  # otherwise every cell would say the same again
+            changes = [
+                f"cell '{name}': {change}"
+                for name, tables in cells.items()
+                if name in before["cells"]
+                for change in differences(before["cells"][name], tables)
+            ]
         if changes:
             raise RunError(
                 f"{self.path} holds another comparison; what changed:\n"

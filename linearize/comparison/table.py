@@ -184,7 +184,7 @@ def terminal_table(result: ComparisonResult, width: int) -> RenderableType:
     """The table in as many pieces side by side as ``width`` characters ask for, and what may be said of it."""
     lines = comparison_lines(result)
     if not lines:
-        return "No run has reached its end."
+        return Group("No run has reached its end.", *(Text(line) for line in failure_lines(result)))
     size = 2 + max(len(str(entry)) for line in lines for entry in line.cells)
     at_once = max(1, (width - FIRST_COLUMN - 2 - max(len(str(line.teacher)) for line in lines) - 2) // size)
     parts: list[RenderableType] = []

@@ -1,4 +1,7 @@
-"""linearize from Python: load a teacher, load a student, run a recipe, compare variants of it. torch is imported when one of them is called."""
+"""linearize from Python: load a teacher, load a student, run a recipe, compare variants of it.
+
+torch is imported when one of them is called.
+"""
 
 from __future__ import annotations
 
@@ -183,8 +186,8 @@ def compare(
 ) -> ComparisonResult:
     """Runs a recipe in several variants, or goes on where an earlier process stopped, and compares what they found.
 
-    Every cell and seed is a run in a process of its own; finished ones are reused, and one that fails is told and leaves
-    the others alone. The page is report/index.html in the result's folder.
+    Every cell and seed is a run in a process of its own; finished ones are reused, and one that fails is told and
+    leaves the others alone. The page is report/index.html in the result's folder.
 
     Args:
         recipe: a TOML file, or the same tables as a mapping; its ``[compare]`` table says what is varied.

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from linearize.api import CheckedRecipe
 from linearize.comparison.options import CellTable, CompareTable
 from linearize.errors import RecipeError
-from linearize.plan import check_draft, count, meta_mixer
+from linearize.plan import check_draft, meta_mixer
 from linearize.plugins import Plugins
 from linearize.recipe.load import describe_validation, draft_recipe, read_source
 from linearize.recipe.toml import Table, apply_override, to_inline
@@ -209,9 +209,7 @@ def _changes(path: str, value: Any) -> Changes:
     return tuple(itertools.chain(*(_changes(f"{path}.{key}" if path else key, value[key]) for key in keys)))
 
 
-def _combinations(
-    alternatives: Mapping[str, list[Any]], cells: Sequence[CellTable]
-) -> Iterator[tuple[str, Changes]]:
+def _combinations(alternatives: Mapping[str, list[Any]], cells: Sequence[CellTable]) -> Iterator[tuple[str, Changes]]:
     """Every combination with its name, made of what differs."""
     axes = [[(_label(path, value), _changes(path, value)) for value in values] for path, values in alternatives.items()]
     if cells:
@@ -251,7 +249,7 @@ def _merged(problems: Mapping[str, Sequence[str]], num_cells: int) -> list[str]:
 
 def _costs(checked: CheckedRecipe) -> Costs:
     plan = checked.plan
-    mixer = meta_mixer(checked.recipe, plan.sites[0])
+    mixer: Any = meta_mixer(checked.recipe, plan.sites[0])
     sizes = {name: parameter.numel() for name, parameter in mixer.named_parameters()}
     new = sum(sizes[name] for name, roles in mixer.roles().items() if NEW_ROLE in roles)
     trained = {(site, name) for stage in plan.stages for site in stage.sites for name in stage.trained}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -74,7 +75,9 @@ def difficulty_chart(result: ComparisonResult) -> Figure | None:
                 _dial(axes, number, cell, task, band=len(result.cells) <= MOST_BANDS)
             axes.set_title(task)
             axes.set_xlabel("difficulty")
-            axes.set_ylim(-0.03, max(1.05, 0.05 + max(max(line.get_ydata(), default=0) for line in axes.lines)))
+            axes.set_ylim(
+                -0.03, 0.05 + max([1.0, *(p.value for cell in result.cells for p in cell.dials.get(task, ()))])
+            )
             axes.yaxis.set_major_formatter(PercentFormatter(1))
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         places[0].set_ylabel("kept of the teacher's")
@@ -183,7 +186,7 @@ def _dial(axes: Axes, number: int, cell: CellFinding, task: str, *, band: bool) 
 
 def _legend(figure: Figure, places: Sequence[Axes]) -> None:
     """One legend of everything that any panel shows, below all of them."""
-    entries: dict[str, object] = {}
+    entries: dict[str, Any] = {}
     for axes in places:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)

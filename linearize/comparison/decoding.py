@@ -85,7 +85,7 @@ def measure_decoding(
 
 
 def seconds_per_token(model: Any, batches: Sequence[Batch], new_tokens: int) -> float:
-    """Mean time of one of ``new_tokens`` greedy tokens behind the first, over the prompts; each is answered once before."""
+    """Mean time of a greedy token behind the first one, over the prompts; each is answered once before."""
     with inference(model):
         for batch in batches:
             _generate(model, batch, 2)

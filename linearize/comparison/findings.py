@@ -22,9 +22,10 @@ from linearize.report.records import StageRecord, read_run
 
 @dataclass(frozen=True, slots=True)
 class DialPoint:
-    """A task at one difficulty: the teacher's share of right answers, or what a cell keeps of it, the mean over its seeds.
+    """A task at one difficulty.
 
     Attributes:
+        value: the teacher's share of right answers, or what a cell keeps of it, the mean over its seeds.
         interval: 95 %, over the questions.
     """
 

@@ -1,11 +1,11 @@
 """The folder of a comparison: what lies where, and no mixing of two comparisons. Imports no torch.
 
-    runs/<name>/
-      comparison.json            what all cells share, and each cell's recipe
-      cells/<cell>/seed-<n>/     a run folder like any other
-      logs/                      what each run printed, and why it failed if it did
-      decode.json                milliseconds per token of teacher and students
-      report/                    index.html, compare.md, compare.csv, compare.json and the charts
+runs/<name>/
+  comparison.json            what all cells share, and each cell's recipe
+  cells/<cell>/seed-<n>/     a run folder like any other
+  logs/                      what each run printed, and why it failed if it did
+  decode.json                milliseconds per token of teacher and students
+  report/                    index.html, compare.md, compare.csv, compare.json and the charts
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """What a cell keeps of its teacher, and which differences between cells are more than noise. Imports no torch.
 
-**Two sources of noise.** The questions are a sample, and so are the seeds. Every cell answers the same questions in every
-seed, so a difference is taken question by question and seed by seed: what is hard for both, or for one seed's data, is
-in neither. With x[s, q] the difference of the two answers (right 1, wrong 0) over the teacher's share of right answers,
-two 95 % intervals of its mean are made, and the wider one counts:
+**Two sources of noise.** The questions are a sample, and so are the seeds. Every cell answers the same questions in
+every seed, so a difference is taken question by question and seed by seed: what is hard for both, or for one seed's
+data, is in neither. With x[s, q] the difference of the two answers (right 1, wrong 0) over the teacher's share of right
+answers, two 95 % intervals of its mean are made, and the wider one counts:
 
-- over the questions: x averaged over the seeds, in a normal interval with one more discordant pair in each direction, so
-  that few of them do not look certain (Bonett and Price, Journal of Educational and Behavioral Statistics 37, 2012; for
-  one seed it tests what McNemar's test does). Tasks are strata of equal weight;
+- over the questions: x averaged over the seeds, in a normal interval with one more discordant pair in each direction,
+  so that few of them do not look certain (Bonett and Price, Journal of Educational and Behavioral Statistics 37, 2012;
+  for one seed it tests what McNemar's test does). Tasks are strata of equal weight;
 - over the seeds: x averaged over the questions, in Student's interval with S - 1 degrees of freedom: the paired t-test.
   One seed has none, and then nothing is known of how much another seed would change.
 
@@ -78,8 +78,8 @@ class Estimate:
 def retention(task: TaskOutcomes) -> Estimate | None:
     """What a cell keeps of one task; None where the teacher has nothing to keep.
 
-    The interval is the one of ``TaskScore``, for several seeds the mean of theirs, or Student's over the seeds where that
-    is wider.
+    The interval is the one of ``TaskScore``, for several seeds the mean of theirs, or Student's over the seeds where
+    that is wider.
     """
     if not task.teacher_Q.any():
         return None

@@ -16,7 +16,8 @@ class CellTable(Config):
 
     name: str = Field(pattern=NAME, description="stands in the table and names the folder of its runs")
     set: dict[str, Any] = Field(
-        default={}, description="keys of the recipe with their values in this cell, such as student.mixer.conv_width = 4"
+        default={},
+        description="keys of the recipe with their values in this cell, such as student.mixer.conv_width = 4",
     )
 
 

@@ -46,7 +46,9 @@ def render_page(result: ComparisonResult, charts: Mapping[str, Chart]) -> str:
         num_tasks=len(result.tasks),
         cells=[(cell, colour_of(number)) for number, cell in enumerate(result.cells)],
         charts=charts,
-        widest=max((_reach(point) for cell in result.cells for dial in cell.dials.values() for point in dial), default=0),
+        widest=max(
+            (_reach(point) for cell in result.cells for dial in cell.dials.values() for point in dial), default=0
+        ),
         how_tested=table.how_tested(result),
         how_decoded=result.how_decoded,
         pairs=[(*table.difference_cells(pair), _differing(pair)) for pair in result.differences],

@@ -151,8 +151,8 @@ def verdicts(result: ComparisonResult) -> list[str]:
 def how_tested(result: ComparisonResult) -> str:
     """The test that the verdicts come from, in a few sentences."""
     text = (
-        "Differences are averages over the tasks of what is kept, paired by question and seed, with 95 % intervals; one "
-        "whose interval holds 0 is within noise. "
+        "Differences are averages over the tasks of what is kept, paired by question and seed, with 95 % intervals; "
+        "one whose interval holds 0 is within noise. "
     )
     if max((pair.seeds for pair in result.differences), default=0) > 1:
         text += (
@@ -161,9 +161,9 @@ def how_tested(result: ComparisonResult) -> str:
         )
     else:
         text += (
-            "The interval is over the questions alone (Bonett and Price's adjusted one for paired answers). With one seed "
-            "nothing is known of how much another seed would change: a difference is one of these students, not yet one "
-            "of their kinds. "
+            "The interval is over the questions alone (Bonett and Price's adjusted one for paired answers). With one "
+            "seed nothing is known of how much another seed would change: a difference is one of these students, not "
+            "yet one of their kinds. "
         )
     if len(result.differences) > 1:
         text += (

@@ -106,7 +106,9 @@ def draft_recipe(source: Path | str | Mapping[str, Any], overrides: Sequence[str
     name, tables = read_source(source)
     draft = Draft(name, tables)
     if tables.pop("compare", None) is not None:
-        draft.problems.append("compare: describes many runs; `linearize compare` runs them, and this takes a single one")
+        draft.problems.append(
+            "compare: describes many runs; `linearize compare` runs them, and this takes a single one"
+        )
     for override in filter(_is_of_schedule, overrides):
         apply_override(tables, override)
     _expand_schedule(draft, plugins)

@@ -52,7 +52,7 @@ that do the checking: `python -m linearize.recipe.reference > docs/recipe.md`, a
   (`--set student.mixer.type=gla`). Stages are entered by number, from 0, or by name. Setting a `type` to another value
   drops the options of the old one.
 - **`schedule`** makes stages; `[[stages]]` with the same `name` change keys of them, and others are added behind.
-- **`[compare]`** belongs to `linearize compare` ([compare.md](compare.md)); a file that has it is no recipe of a single run.
+- **`[compare]`** belongs to `linearize compare`, see [compare.md](compare.md); a single run refuses it.
 - **Absent** below means that the key is left out and nothing takes its place.
 """
 

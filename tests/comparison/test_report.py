@@ -74,7 +74,7 @@ def test_the_page_needs_nothing_beside_it_and_shows_everything(comparison: Compa
         for entry in line.entries:
             assert f"{entry.text} {entry.remark}".strip() in text
     assert "training diverged: <nan>" in text, "failures are text, whatever they hold"
-    assert "student.mixer.type = \"mamba2\"" in text
+    assert 'student.mixer.type = "mamba2"' in text
 
 
 def test_bold_is_what_no_other_cell_beats_by_more_than_noise(comparison: ComparisonResult) -> None:

@@ -122,7 +122,9 @@ def test_another_comparison_in_the_folder_is_refused_and_fresh_keeps_the_old_one
     shutil.copytree(cwd / "runs", tmp_path / "runs")
     shutil.copy(cwd / "mixers.toml", tmp_path)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RunError, match=r"runs/mixers holds another comparison(.|\n)*evaluate.batch_size: was 64, now 2"):
+    with pytest.raises(
+        RunError, match=r"runs/mixers holds another comparison(.|\n)*evaluate.batch_size: was 64, now 2"
+    ):
         linearize.compare("mixers.toml", {"evaluate.batch_size": 2})
     monkeypatch.setattr(subprocess, "Popen", _refuse)
     with pytest.raises(AssertionError, match="a process was started"):
@@ -179,5 +181,3 @@ def _inline(cells: list[dict[str, Any]]) -> str:
 
 def _refuse(*_: Any, **__: Any) -> Iterator[None]:
     raise AssertionError("a process was started")
-
-

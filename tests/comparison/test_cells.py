@@ -117,10 +117,9 @@ def test_costs_count_new_parameters_trained_ones_and_memory(tables: Tables) -> N
 
 def test_an_unknown_mixer_is_told_with_the_nearest_name_and_the_others_problems(tables: Tables) -> None:
     found = problems(tables(), ["stages.0.steps=0"], mixers=["mamba2", "mamba"])
-    assert found == (
-        "stages.0.steps: Input should be greater than 0; got 0",
-        "cell 'mamba': student.mixer.type: unknown mixer 'mamba'. Did you mean 'mamba2'? Installed: mamba2.",
-    )
+    assert found[0] == "stages.0.steps: Input should be greater than 0; got 0"
+    assert found[1].startswith("cell 'mamba': student.mixer.type: unknown mixer 'mamba'. Did you mean 'mamba2'?")
+    assert len(found) == 2
 
 
 def test_a_key_that_does_not_exist_is_told_once_for_all_cells(tables: Tables) -> None:

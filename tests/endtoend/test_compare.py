@@ -138,6 +138,11 @@ def test_killed_inside_a_cell_and_typed_again_the_table_is_the_same(
     cwd, result = whole
     write_recipe(tmp_path, demo, CELLS[:2], decode_tokens=0)
     folder = tmp_path / "runs" / "mixers"
+    # One cell is finished, as it would be, and the next one is not there yet.
+    shutil.copytree(cwd / result.folder, folder)
+    for gone in (folder / "report", folder / "cells" / "hybrid", folder / "cells" / "broken"):
+        shutil.rmtree(gone)
+    finished = (folder / "cells" / "pure" / "seed-0" / "done.json").stat().st_mtime_ns
     stage = folder / "cells" / "hybrid" / "seed-0" / "stages" / "3-distill"
     process = demo.start(tmp_path, ["compare", "mixers.toml"])
     try:
@@ -149,7 +154,6 @@ def test_killed_inside_a_cell_and_typed_again_the_table_is_the_same(
     # The run's process goes with the one that was killed, or it would still hold the run.
     _wait_for(lambda: _is_free(stage.parents[1]))
     assert not (stage.parents[1] / "done.json").exists(), "the kill came too late to be inside the cell"
-    finished = (folder / "cells" / "pure" / "seed-0" / "done.json").stat().st_mtime_ns
     monkeypatch.chdir(tmp_path)
     again = linearize.compare("mixers.toml")
     assert not again.failures

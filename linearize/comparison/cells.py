@@ -175,6 +175,7 @@ def _variants(
         for where, path in asked.items()
         if (top := path.split(".")[0]) in YARDSTICK
     ]
+    problems += [f"{where}: {problem}" for where, value in _values(alternatives, own) if (problem := _unsayable(value))]
     if not alternatives and not options.cells:
         problems.append(
             f"{TABLE}: nothing is varied; give --mixer mamba2,gla or a [{TABLE}] table with `vary` or `cells`"
@@ -199,6 +200,23 @@ def _alternatives(table: Mapping[str, Any], problems: list[str], path: str = "")
             yield below, value
         else:
             problems.append(f"{TABLE}.vary.{below}: a list of alternatives was due; got {value!r}")
+
+
+def _values(alternatives: Mapping[str, list[Any]], own: Mapping[str, Changes]) -> Iterator[tuple[str, Any]]:
+    """Every value with its place in the table."""
+    for path, values in alternatives.items():
+        yield from ((f"{TABLE}.vary.{path}", value) for value in values)
+    for where, changes in own.items():
+        yield from ((f"{where}.set.{path}", value) for path, value in changes)
+
+
+def _unsayable(value: Any) -> str:
+    """Why a recipe cannot hold the value, such as a date or an infinite number; "" where it can."""
+    try:
+        to_inline(value)
+    except TypeError as error:
+        return str(error)
+    return ""
 
 
 def _changes(path: str, value: Any) -> Changes:

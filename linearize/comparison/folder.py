@@ -17,7 +17,7 @@ from pathlib import Path
 from linearize.comparison.cells import Cell, Comparison
 from linearize.errors import RunError
 from linearize.evaluate.store import read_json, write_json
-from linearize.run_folder import RunFolder, differences
+from linearize.run_folder import COMPARISON, RunFolder, differences
 
 
 class ComparisonFolder:
@@ -25,7 +25,7 @@ class ComparisonFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.manifest = path / "comparison.json"
+        self.manifest = path / COMPARISON
         self.decode = path / "decode.json"
         self.report = path / "report"
         self.results = self.report / "compare.json"

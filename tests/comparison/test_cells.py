@@ -160,6 +160,11 @@ def test_the_problems_of_the_table_are_told_together(tables: Tables) -> None:
         ({}, [], "compare.vary.student.mixer.type: is empty; at least one alternative was due"),
         ({}, ["mamba2", "mamba2"], "compare: two cells have the same name: mamba2"),
         ({"cells": [{"name": "a"}, {"name": "a"}]}, None, "compare: two cells have the same name: a"),
+        (
+            {"vary": {"run_": {"lr": [float("inf")]}}},
+            None,
+            "compare.vary.run_.lr: a text, number, truth value, list or table was due as a recipe value; got inf",
+        ),
         ({"cells": [{"name": "a b"}]}, None, "compare.cells.0.name: String should match pattern"),
         ({"seeds": 0}, None, "compare.seeds: Input should be greater than 0; got 0"),
         ({"vray": {}}, None, "compare.vray: unknown key; got {}. Did you mean 'vary'?"),
@@ -236,6 +241,16 @@ def test_the_folder_of_a_run_and_one_in_use_are_refused(tmp_path: Path) -> None:
     refused = pytest.raises(RunError, match=r"holds a run, not a comparison; give the comparison another compare\.name")
     with refused, folder.locked():
         pass
+
+
+def test_a_run_and_a_report_of_a_run_are_refused_in_the_folder_of_a_comparison(tables: Tables, tmp_path: Path) -> None:
+    ComparisonFolder(tmp_path).claim(plan_comparison(tables(), mixers=["mamba2"]))
+    with pytest.raises(RunError, match=r"holds a comparison, not a run; give this run another run\.name"):
+        RunFolder(tmp_path).claim(plan_comparison(tables(), mixers=["mamba2"]).cells[0].checked.recipe)
+    result = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "its `linearize compare`, typed again, makes its report anew" in result.stderr
+    assert not (tmp_path / "report").exists()
 
 
 def test_the_example_compares_pure_with_hybrid_layouts_in_four_cells() -> None:

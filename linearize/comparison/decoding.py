@@ -50,8 +50,8 @@ def measure_decoding(
         rounds: measurements of each model.
 
     Returns:
-        teacher, and students by name, each with ms (the median) and ms_by_round; prompts, prompt_tokens (mean length),
-        new_tokens.
+        teacher, and students by name, each with ms (the median) and ms_by_round; failed, a text for each student that
+        could not be measured; prompts, prompt_tokens (mean length), new_tokens.
     """
     checked = check(tables)
     recipe, adapter = checked.recipe, checked.adapter
@@ -68,16 +68,25 @@ def measure_decoding(
 
     names = [TEACHER, *students]
     found: dict[str, list[float]] = {name: [] for name in names}
+    failed: dict[str, str] = {}
     for number in range(rounds):
         for position, name in enumerate(names):
-            # One model is held at a time: none has less memory for the others.
-            found[name].append(1000 * seconds_per_token(load(name), batches, new_tokens))
+            try:
+                # One model is held at a time: none has less memory for the others.
+                if name not in failed:
+                    found[name].append(1000 * seconds_per_token(load(name), batches, new_tokens))
+            except Exception as error:
+                if name == TEACHER:
+                    raise
+                failed[name] = f"{type(error).__name__}: {error}"
+                del found[name]
             if progress is not None:
                 progress(name, number * len(names) + position + 1, rounds * len(names))
     times = {name: {"ms": median(each), "ms_by_round": each} for name, each in found.items()}
     return {
         TEACHER: times.pop(TEACHER),
         "students": times,
+        "failed": failed,
         "prompts": len(batches),
         "prompt_tokens": fmean(float(batch.inputs["attention_mask"].sum()) for batch in batches),
         "new_tokens": new_tokens,

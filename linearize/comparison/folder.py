@@ -10,6 +10,7 @@ runs/<name>/
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,9 +43,17 @@ class ComparisonFolder:
         """Why the run's process ended early; there is no such file when it did not."""
         return self.path / "logs" / f"{cell.name}-seed-{seed}.failure.json"
 
+    def is_finished(self, cell: Cell, seed: int) -> bool:
+        """Whether a run reached its end and is this recipe's; a worker says what is wrong with any other one."""
+        run = self.run(cell, seed)
+        try:
+            return run.done.exists() and tomllib.loads(run.recipe.read_text(encoding="utf-8")) == cell.tables(seed)
+        except (OSError, ValueError):
+            return False
+
     def finished(self, comparison: Comparison) -> list[tuple[Cell, int]]:
         """The runs that reached their end, in the comparison's order."""
-        return [(cell, seed) for cell, seed in comparison.runs() if self.run(cell, seed).done.exists()]
+        return [(cell, seed) for cell, seed in comparison.runs() if self.is_finished(cell, seed)]
 
     @contextmanager
     def locked(self) -> Iterator[None]:

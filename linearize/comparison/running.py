@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,6 @@ from linearize.display import Display
 from linearize.errors import RunError
 from linearize.evaluate.store import read_json, write_json
 from linearize.recipe.load import fingerprint
-from linearize.recipe.toml import Table
-from linearize.run_folder import RunFolder
 
 LOG_LINES = 12
 """Lines at the end of a log that are shown of a process that could not say why it ended."""
@@ -65,15 +62,17 @@ def run_cells(comparison: Comparison, folder: ComparisonFolder, display: Display
     runs = list(comparison.runs())
     for number, (cell, seed) in enumerate(runs, start=1):
         label = f"[{number}/{len(runs)}] {cell.name}, seed {seed}"
-        tables, run = cell.tables(seed), folder.run(cell, seed)
-        if _is_done(run, tables):
+        if folder.is_finished(cell, seed):
             display.note(f"{label}: was done before")
             continue
         display.note(label)
-        job = {"kind": "run", "tables": tables, "folder": str(run.path), "failure": str(folder.failure(cell, seed))}
+        job = {
+            "kind": "run", "tables": cell.tables(seed), "folder": str(folder.run(cell, seed).path),
+            "failure": str(folder.failure(cell, seed)),
+        }  # fmt: skip
         told = _work(job, folder.log(cell, seed), show=show)
         # A process may still crash while it ends, with nothing left to do.
-        if told is not None and not _is_done(run, tables):
+        if told is not None and not folder.is_finished(cell, seed):
             failures.append(Failure(cell.name, seed, *told, folder.log(cell, seed)))
             display.warn(f"{cell.name}, seed {seed} failed: {told[0]}")
     return failures
@@ -107,17 +106,11 @@ def measure_speed(
     told = _work(job, log, show=show)
     found = read_json(folder.decode)
     if isinstance(found, dict) and found.get("key") == key:
+        for name, text in found["failed"].items():
+            display.warn(f"decoding speed of {name} was not measured: {text}")
         return found
     display.warn(f"decoding speed was not measured: {told[0] if told else 'its process wrote nothing'}")
     return None
-
-
-def _is_done(run: RunFolder, tables: Table) -> bool:
-    """Whether the run is finished and this recipe's; a worker says what is wrong with any other one."""
-    try:
-        return run.done.exists() and tomllib.loads(run.recipe.read_text(encoding="utf-8")) == tables
-    except (OSError, ValueError):
-        return False
 
 
 def _work(job: Mapping[str, Any], log: Path, *, show: bool) -> tuple[str, str] | None:

@@ -100,6 +100,20 @@ def test_teacher_and_students_are_timed_alike(whole: tuple[Path, ComparisonResul
         assert found.decode_ms == sum(found.decode_rounds_ms) / 2  # the median of two
 
 
+def test_a_student_that_cannot_be_timed_leaves_the_others_alone(
+    whole: tuple[Path, ComparisonResult], tmp_path: Path
+) -> None:
+    from linearize.comparison.decoding import measure_decoding
+
+    cwd, result = whole
+    tables = json.loads((cwd / result.folder / "comparison.json").read_text(encoding="utf-8"))["cells"]["pure"]
+    student = cwd / result.folder / "cells" / "pure" / "seed-0" / "student"
+    measured = measure_decoding(tables, {"lost": tmp_path, "pure": student}, new_tokens=1, rounds=1)
+    assert set(measured["students"]) == {"pure"}
+    assert measured["failed"]["lost"].startswith("CheckpointError: a student was to be in ")
+    assert len(measured["teacher"]["ms_by_round"]) == 1
+
+
 def test_a_finished_comparison_is_shown_again_without_running_anything(
     whole: tuple[Path, ComparisonResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:

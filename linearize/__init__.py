@@ -8,14 +8,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from linearize.api import load_student, load_teacher, run
+    from linearize.api import compare, load_student, load_teacher, run
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_student", "load_teacher", "run"]
+__all__ = ["__version__", "compare", "load_student", "load_teacher", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("load_student", "load_teacher", "run"):
+    if name in ("compare", "load_student", "load_teacher", "run"):
         from linearize import api
 
         return getattr(api, name)

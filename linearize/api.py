@@ -1,4 +1,7 @@
-"""linearize from Python: load a teacher, load a student, run a recipe. torch is imported when one of them is called."""
+"""linearize from Python: load a teacher, load a student, run a recipe, compare variants of it.
+
+torch is imported when one of them is called.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,13 @@ from linearize.plugins import Plugins
 from linearize.protocols import TeacherAdapter
 from linearize.recipe.load import LoadedRecipe, describe_validation, draft_recipe
 from linearize.recipe.toml import to_inline
-from linearize.run_folder import RUNS, RunFolder, is_first_process
+from linearize.run_folder import RUNS, RunFolder, disk_errors, is_first_process
 from linearize.specs import FormatSpec, TeacherSpec
 
 if TYPE_CHECKING:
     import torch
 
+    from linearize.comparison.findings import ComparisonResult
     from linearize.distill.pipeline import RunResult
 
 Overrides = Sequence[str] | Mapping[str, Any]
@@ -167,6 +171,57 @@ def run(
 
     try:
         return run_pipeline(checked.recipe, checked.adapter, checked.plan, folder, shown)
+    finally:
+        shown.close()
+
+
+def compare(
+    recipe: str | Path | Mapping[str, Any],
+    overrides: Overrides = (),
+    *,
+    mixers: Sequence[str] | None = None,
+    seeds: int | None = None,
+    fresh: bool = False,
+    display: Display | None = None,
+) -> ComparisonResult:
+    """Runs a recipe in several variants, or goes on where an earlier process stopped, and compares what they found.
+
+    Every cell and seed is a run in a process of its own; finished ones are reused, and one that fails is told and
+    leaves the others alone. The page is report/index.html in the result's folder.
+
+    Args:
+        recipe: a TOML file, or the same tables as a mapping; its ``[compare]`` table says what is varied.
+        overrides: keys to change in all cells, keys of ``compare`` too.
+        mixers: types of mixers to compare, instead of the table's.
+        seeds: runs per cell, instead of the table's.
+        fresh: start over; an existing folder is kept beside under another name.
+        display: who is told; None prints nothing, and what the runs print is in their logs alone.
+
+    Raises:
+        RecipeError: with every problem of the table and of every cell; nothing has run then.
+        RunError: the folder holds something else, is in use, or the disk is full.
+    """
+    from linearize.comparison.cells import plan_comparison
+    from linearize.comparison.findings import collect
+    from linearize.comparison.folder import ComparisonFolder
+    from linearize.comparison.page import write_report
+    from linearize.comparison.running import measure_speed, refuse_launcher, run_cells
+
+    refuse_launcher()
+    comparison = plan_comparison(recipe, override_texts(overrides), mixers, seeds)
+    shown: Display = SilentDisplay() if display is None else display
+    folder = ComparisonFolder(RUNS / comparison.name)
+    if fresh and folder.path.exists():
+        with folder.locked():
+            shown.note(f"the old comparison is kept in {RunFolder(folder.path).set_aside()}")
+    try:
+        with disk_errors(folder.path), folder.locked():
+            folder.claim(comparison)
+            failures = run_cells(comparison, folder, shown, show=display is not None)
+            speed = measure_speed(comparison, folder, shown, show=display is not None)
+            result = collect(comparison, folder, failures, speed)
+            write_report(result)
+            return result
     finally:
         shown.close()
 

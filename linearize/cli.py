@@ -68,7 +68,7 @@ def run(
 ) -> None:
     """Seed, distil, evaluate, save and report. Killed? The same command goes on where it stopped."""
     with _user_errors(how_to_go_on="Type the same command to go on from the last checkpoint."):
-        _quieten_libraries()
+        quieten_libraries()
         _hide_weight_bars()
         from linearize import api
 
@@ -76,10 +76,42 @@ def run(
 
 
 @app.command()
+def compare(
+    recipe: RecipeFile,
+    mixers: Annotated[
+        str | None,
+        typer.Option("--mixer", metavar="A,B,...", help="Mixers to compare, instead of what [compare] says of them."),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Runs per cell.")] = None,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list the cells; run nothing.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over; the old folder is kept beside.")] = False,
+) -> None:
+    """Run variants of a recipe alike and compare them in one table. Killed? The same command goes on."""
+    with _user_errors(how_to_go_on="Type the same command to go on."):
+        quieten_libraries()
+        from linearize import api
+        from linearize.comparison.cells import plan_comparison
+        from linearize.comparison.table import plan_table, terminal_table
+
+        names = None if mixers is None else [name.strip() for name in mixers.split(",") if name.strip()]
+        console = make_console()
+        if dry_run:
+            console.print(plan_table(plan_comparison(recipe, overrides or (), names, seeds)))
+            return
+        display = ConsoleDisplay(console)
+        result = api.compare(recipe, overrides or (), mixers=names, seeds=seeds, fresh=fresh, display=display)
+        console.print(terminal_table(result, console.width))
+        console.print(f"report: {result.folder / 'report' / 'index.html'}", soft_wrap=True, highlight=False)
+        if result.failures:
+            raise typer.Exit(1)
+
+
+@app.command()
 def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Say everything that is wrong with a recipe, without loading a weight."""
     with _user_errors():
-        _quieten_libraries()
+        quieten_libraries()
         from linearize import api
 
         checked = api.check(recipe, overrides or ())
@@ -92,7 +124,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
 def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Show what a recipe would do: sites, parameters trained per stage, tokens, memory. Loads no weight."""
     with _user_errors():
-        _quieten_libraries()
+        quieten_libraries()
         from linearize import api
 
         checked = api.check(recipe, overrides or ()).with_tokens()
@@ -128,7 +160,7 @@ def report(
 ) -> None:
     """Make the report of a run folder anew, finished or not."""
     with _user_errors():
-        _quieten_libraries()
+        quieten_libraries()
         from linearize.report.page import write_report
         from linearize.report.results import write_results
 
@@ -146,7 +178,7 @@ def export(
 ) -> None:
     """Write a recipe's conversations as files that data.type = "llava_json" reads back unchanged."""
     with _user_errors(how_to_go_on="Type the same command to go on."):
-        _quieten_libraries()
+        quieten_libraries()
         from linearize.data.export import export_llava
         from linearize.plugins import Plugins
         from linearize.recipe.load import load_recipe
@@ -194,7 +226,7 @@ def _user_errors(how_to_go_on: str = "") -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _quieten_libraries() -> None:
+def quieten_libraries() -> None:
     """Keeps other libraries' advice and bars out of the output; an environment that says otherwise wins.
 
     linearize's own warnings go through the display or the logger "linearize", which this leaves alone.

@@ -110,6 +110,7 @@ class ConsoleDisplay:
 
     Args:
         console: where to; the default is stdout.
+        brief: only progress and warnings, without plan, notes and results: for one run of many.
         seconds_between_lines: least time between two plain progress lines; a stage's last line is always written.
         clock: seconds, for tests.
     """
@@ -118,10 +119,12 @@ class ConsoleDisplay:
         self,
         console: Console | None = None,
         *,
+        brief: bool = False,
         seconds_between_lines: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.console = console or make_console()
+        self._brief = brief
         self._pause = seconds_between_lines
         self._clock = clock
         self._last_line = float("-inf")
@@ -131,17 +134,19 @@ class ConsoleDisplay:
         self._bar: tuple[Progress, TaskID] | None = None
 
     def note(self, text: str) -> None:
-        """One line."""
-        self._line(text)
+        """One line, unless brief."""
+        if not self._brief:
+            self._line(text)
 
     def warn(self, text: str) -> None:
         """One line that stands out."""
         self._line(f"warning: {text}", style="yellow")
 
     def plan(self, recipe: LoadedRecipe, plan: Plan, model: Any = None, device: Any = None) -> None:
-        """The plan's tables."""
+        """The plan's tables, unless brief."""
         self._num_stages = len(plan.stages)
-        self.console.print(plan_tables(recipe, plan, model, device))
+        if not self._brief:
+            self.console.print(plan_tables(recipe, plan, model, device))
 
     def stage_started(self, number: int, planned: StagePlan) -> None:
         """Starts the bar."""
@@ -193,11 +198,13 @@ class ConsoleDisplay:
         self._line(f"{what}  done in {duration(self._clock() - started)}")
 
     def results(self, results: Mapping[str, Any], page: Path) -> None:
-        """The retention table, a sentence on it, and where the report lies."""
-        if results["tasks"]:
+        """The retention table, a sentence on it, and where the report lies; the sentence alone when brief."""
+        if results["tasks"] and not self._brief:
             self.console.print()
             self.console.print(retention_table(results))
         self._line(verdict(results))
+        if self._brief:
+            return
         if results.get("kl") is not None:
             self._line(
                 f"KL to the teacher: {quantity(results['kl'])} nats per answer token; "

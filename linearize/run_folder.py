@@ -18,6 +18,8 @@ from linearize.errors import RunError
 from linearize.recipe.load import LoadedRecipe
 
 RUNS = Path("runs")
+COMPARISON = "comparison.json"
+"""The file that makes a folder a comparison's."""
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM})
 """What a person can put right: no room, no permission."""
 
@@ -62,8 +64,10 @@ class RunFolder:
         """Writes the resolved recipe, or makes sure that the folder's is the same.
 
         Raises:
-            RunError: the folder holds a run of another recipe; shows every difference.
+            RunError: the folder holds a run of another recipe, and shows every difference; or a comparison.
         """
+        if (self.path / COMPARISON).exists():
+            raise RunError(f"{self.path} holds a comparison, not a run; give this run another run.name")
         text = recipe.to_toml()
         if not self.recipe.exists():
             partial = self.recipe.with_name(".recipe.toml.partial")

@@ -40,7 +40,7 @@ def generate_answers(
         for indices in length_ordered_batches(questions, batch_size, adapter.num_tokens):
             batch = adapter.batch([questions[index] for index in indices], for_generation=True).to(model.device)
             ids_BT = model.generate(
-                **batch.inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, pad_token_id=_pad_id(model)
+                **batch.inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, pad_token_id=pad_id(model)
             )
             new_BN = ids_BT[:, batch.inputs["input_ids"].shape[1] :]
             for index, text in zip(indices, adapter.decode(_only_ends_after_first(new_BN, ends)), strict=True):
@@ -57,7 +57,7 @@ def _end_ids(model: Any) -> list[int]:
     return list(ends) if isinstance(ends, (list, tuple)) else [int(ends)]
 
 
-def _pad_id(model: Any) -> int:
+def pad_id(model: Any) -> int:
     """What fills finished rows; transformers would guess the same with a warning per batch."""
     pad = model.generation_config.pad_token_id
     return int(pad) if pad is not None else next(iter(_end_ids(model)), 0)

@@ -103,11 +103,12 @@ def draft_recipe(source: Path | str | Mapping[str, Any], overrides: Sequence[str
     Raises:
         RecipeError: the file cannot be read or an override does not apply.
     """
-    if isinstance(source, str | Path):
-        name, tables = str(source), read_tables(Path(source))
-    else:
-        name, tables = "recipe", json.loads(json.dumps(source))
+    name, tables = read_source(source)
     draft = Draft(name, tables)
+    if tables.pop("compare", None) is not None:
+        draft.problems.append(
+            "compare: describes many runs; `linearize compare` runs them, and this takes a single one"
+        )
     for override in filter(_is_of_schedule, overrides):
         apply_override(tables, override)
     _expand_schedule(draft, plugins)
@@ -120,6 +121,17 @@ def draft_recipe(source: Path | str | Mapping[str, Any], overrides: Sequence[str
         if resolved is not None:
             draft.components[path] = resolved
     return draft
+
+
+def read_source(source: Path | str | Mapping[str, Any]) -> tuple[str, Table]:
+    """What errors call a recipe, and its tables, which are the caller's to change.
+
+    Raises:
+        RecipeError: the file cannot be read.
+    """
+    if isinstance(source, str | Path):
+        return str(source), read_tables(Path(source))
+    return "recipe", json.loads(json.dumps(source))
 
 
 def finish_draft(draft: Draft) -> LoadedRecipe:

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from linearize.comparison.options import CompareTable
 from linearize.plugins import Plugins
 from linearize.recipe.model import Component, Recipe
 from linearize.recipe.toml import to_inline
@@ -51,6 +52,7 @@ that do the checking: `python -m linearize.recipe.reference > docs/recipe.md`, a
   (`--set student.mixer.type=gla`). Stages are entered by number, from 0, or by name. Setting a `type` to another value
   drops the options of the old one.
 - **`schedule`** makes stages; `[[stages]]` with the same `name` change keys of them, and others are added behind.
+- **`[compare]`** belongs to `linearize compare`, see [compare.md](compare.md); a single run refuses it.
 - **Absent** below means that the key is left out and nothing takes its place.
 """
 
@@ -59,6 +61,7 @@ def recipe_reference(plugins: Plugins) -> str:
     """The whole page, of the core's tables and the components that come with linearize."""
     lines = [INTRODUCTION, "## Tables", ""]
     lines += _table_section("", "", Recipe)
+    lines += _table_section("[compare]", "compare", CompareTable)
     specs = [spec for record in plugins.records if record.origin in OWN_ORIGINS for spec in record.specs]
     for kind in KINDS:
         if kind is not FormatSpec:
@@ -138,6 +141,8 @@ def _type_name(annotation: Any, path: str = "") -> str:
             return f"[{_type_name(arguments[0])}, {_type_name(arguments[1])}]"
         inside = _type_name(arguments[0], path)
         return f"list of {inside}s" if inside.endswith("table") else f"list of {inside}"
+    if origin is dict and arguments[1] is Any:
+        return "table"
     if origin is dict:
         return f"table of {_type_name(arguments[1])} by name"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

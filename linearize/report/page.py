@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from linearize.data.conversation import IMAGE_MARK
 from linearize.evaluate.store import read_json
@@ -19,6 +20,7 @@ from linearize.report.results import build_results
 from linearize.report.wording import change, duration, percent, percent_interval, quantity, short_count
 
 TEMPLATE = "page.html.j2"
+STYLE_SHEET = "page.css"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +51,9 @@ def write_report(run_folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     results = read_json(folder / "results.json") or build_results(run)
     charts = _draw_charts(run, results, folder)
-    _write_text(folder / "index.html", render_page(run, results, charts))
+    write_text(folder / "index.html", render_page(run, results, charts))
     described = {chart.file: chart.text for chart in charts.values()}
-    _write_text(folder / "report.md", tables.markdown_report(results, described) + "\n")
+    write_text(folder / "report.md", tables.markdown_report(results, described) + "\n")
 
 
 def render_page(run: RunRecord, results: Mapping[str, Any], charts: Mapping[str, Chart]) -> str:
@@ -60,10 +62,9 @@ def render_page(run: RunRecord, results: Mapping[str, Any], charts: Mapping[str,
     Args:
         charts: by name ("retention", "dials", "losses", "sites"); a section without its chart says why there is none.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(percent=percent, percent_interval=percent_interval, quantity=quantity)
-    template = environment.from_string(files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"))
-    return template.render(
+    template = files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
+    return render(
+        template,
         name=run.name,
         subject=_subject(run.recipe),
         verdict=tables.verdict(results),
@@ -76,8 +77,16 @@ def render_page(run: RunRecord, results: Mapping[str, Any], charts: Mapping[str,
         site_table=_site_table(run),
         examples=[_shown_example(run, example) for example in run.examples],
         recipe_text=run.recipe_text,
-        environment=list(_flat(run.environment)),
+        environment=list(flat(run.environment)),
     )
+
+
+def render(template: str, **values: Any) -> str:
+    """A page of linearize's looks from a Jinja template, which gets the style sheet as ``style``."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(percent=percent, percent_interval=percent_interval, quantity=quantity)
+    style = Markup(files(__package__).joinpath(STYLE_SHEET).read_text(encoding="utf-8"))
+    return environment.from_string(template).render(style=style, **values)
 
 
 def _draw_charts(run: RunRecord, results: Mapping[str, Any], folder: Path) -> dict[str, Chart]:
@@ -96,7 +105,7 @@ def _draw_charts(run: RunRecord, results: Mapping[str, Any], folder: Path) -> di
             (folder / f"{name}.png").unlink(missing_ok=True)
             continue
         vector = plots.save_chart(figure, folder / f"{name}.png")
-        charts[name] = Chart(f"{name}.png", _data_url(vector, "image/svg+xml"), text)
+        charts[name] = Chart(f"{name}.png", data_url(vector, "image/svg+xml"), text)
     return charts
 
 
@@ -173,7 +182,7 @@ def _shown_example(run: RunRecord, example: Mapping[str, Any]) -> dict[str, Any]
     sources = []
     for name in example["images"]:
         try:
-            sources.append(_data_url((run.path / "evaluation" / name).read_bytes(), "image/webp"))
+            sources.append(data_url((run.path / "evaluation" / name).read_bytes(), "image/webp"))
         except OSError:
             continue  # the text of the example still says what was asked and answered
     return {**example, "question": _without_bare_marks(example["question"]), "sources": sources}
@@ -187,20 +196,23 @@ def _without_bare_marks(question: str) -> str:
     return " ".join(text.replace(IMAGE_MARK, " [image] ").split())
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every value of nested tables as text, its name the path to it; absent values are left out."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name} · ")
+            yield from flat(value, f"{prefix}{name} · ")
         elif value is not None:
             shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
             yield f"{prefix}{name}", shown
 
 
-def _data_url(content: bytes, media_type: str) -> str:
+def data_url(content: bytes, media_type: str) -> str:
+    """A resource that stands in the page itself."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that a reader sees the old one or the new one, never a part."""
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)

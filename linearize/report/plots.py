@@ -43,10 +43,10 @@ def loss_chart(stages: Sequence[StageRecord]) -> Figure | None:
     if not logged:
         return None
     with matplotlib.rc_context(STYLE):
-        figure, panels = _panels(len(logged), height=2.7)
-        for axes, stage in zip(panels, logged, strict=True):
-            steps, losses = zip(*_thinned(stage.losses()), strict=True)
-            smooth = _running_mean(losses)
+        figure, places = panels(len(logged), height=2.7)
+        for axes, stage in zip(places, logged, strict=True):
+            steps, losses = zip(*thinned(stage.losses()), strict=True)
+            smooth = running_mean(losses)
             axes.plot(steps, losses, color=STUDENT, alpha=0.3, linewidth=1, marker="o" if len(steps) < 3 else None)
             axes.plot(steps, smooth, color=STUDENT, linewidth=2)
             positive = [loss for loss in losses if loss > 0]
@@ -58,7 +58,7 @@ def loss_chart(stages: Sequence[StageRecord]) -> Figure | None:
             axes.set_title(f"{stage.number}  {stage.name}")
             axes.set_xlabel("optimizer step")
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        panels[0].set_ylabel("loss")
+        places[0].set_ylabel("loss")
     return figure
 
 
@@ -69,12 +69,12 @@ def site_chart(stages: Sequence[StageRecord]) -> Figure | None:
         return None
     sites = sorted({site for _, points in layered for _, errors in points for site in errors})
     with matplotlib.rc_context(STYLE):
-        figure, panels = _panels(len(layered), height=max(2.7, 1.3 + 0.16 * len(sites)))
+        figure, places = panels(len(layered), height=max(2.7, 1.3 + 0.16 * len(sites)))
         errors_seen = sorted(error for _, points in layered for _, errors in points for error in errors.values())
         # All but the highest twentieth have a colour of their own.
         end = min(max(errors_seen[int(0.95 * (len(errors_seen) - 1))], 1.0), MOST_ERROR)
         image = None
-        for axes, (stage, points) in zip(panels, layered, strict=True):
+        for axes, (stage, points) in zip(places, layered, strict=True):
             points = points[:: max(1, len(points) // MOST_POINTS)]
             edges = _edges([step for step, _ in points])
             grid = [[errors.get(site, math.nan) for _, errors in points] for site in sites]
@@ -90,10 +90,10 @@ def site_chart(stages: Sequence[StageRecord]) -> Figure | None:
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             shown = range(0, len(sites), max(1, math.ceil(len(sites) / 16)))
             axes.set_yticks(list(shown), [str(sites[index]) for index in shown])
-        panels[0].set_ylabel("site, first to last")
+        places[0].set_ylabel("site, first to last")
         assert image is not None  # there is a panel for each stage in the list, which is not empty
         beyond = "max" if errors_seen[-1] > end else "neither"
-        bar = figure.colorbar(image, ax=list(panels), extend=beyond, pad=0.015, aspect=25)
+        bar = figure.colorbar(image, ax=list(places), extend=beyond, pad=0.015, aspect=25)
         bar.ax.axhline(1, color="white", linewidth=1.5)
         bar.set_label("error / variance of target")
         bar.outline.set_visible(False)
@@ -156,8 +156,8 @@ def dial_chart(dials: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | Non
     if not turned:
         return None
     with matplotlib.rc_context(STYLE):
-        figure, panels = _panels(len(turned), height=2.8, sharey=True)
-        for axes, (name, rows) in zip(panels, turned.items(), strict=True):
+        figure, places = panels(len(turned), height=2.8, sharey=True)
+        for axes, (name, rows) in zip(places, turned.items(), strict=True):
             levels = [row["difficulty"] for row in rows]
             for who, colour, line, marker in (("teacher", TEACHER, "--", "s"), ("student", STUDENT, "-", "o")):
                 axes.plot(levels, [row[who] for row in rows], line, color=colour, marker=marker, linewidth=2, label=who)
@@ -169,8 +169,8 @@ def dial_chart(dials: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | Non
             axes.set_ylim(-0.03, 1.05)
             axes.yaxis.set_major_formatter(PercentFormatter(1))
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        panels[0].set_ylabel("right answers")
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        places[0].set_ylabel("right answers")
+        figure.legend(*places[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -186,16 +186,16 @@ def save_chart(figure: Figure, path: Path) -> bytes:
     return vector.getvalue()
 
 
-def _panels(count: int, *, height: float, sharey: bool = False) -> tuple[Figure, list[Axes]]:
+def panels(count: int, *, height: float, sharey: bool = False) -> tuple[Figure, list[Axes]]:
     """Axes in rows of at most four; a place that is left over stays empty."""
     columns = min(count, 4 if count % 4 == 0 or count > 6 else 3)
     rows = math.ceil(count / columns)
     figure = Figure(figsize=(WIDTH, height * rows))
     grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey)
-    panels = list(grid.flat)
-    for empty in panels[count:]:
+    places = list(grid.flat)
+    for empty in places[count:]:
         empty.set_visible(False)
-    return figure, panels[:count]
+    return figure, places[:count]
 
 
 def _distances(values: Sequence[float], intervals: Sequence[Sequence[float] | None]) -> list[list[float]]:
@@ -214,14 +214,14 @@ def _edges(steps: Sequence[int]) -> list[float]:
     return [0.0, *middles, float(steps[-1])]
 
 
-def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
+def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
     """At most ``MOST_POINTS`` points, each the mean of its neighbours."""
     size = math.ceil(len(points) / MOST_POINTS)
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 
-def _running_mean(values: Sequence[float]) -> list[float]:
+def running_mean(values: Sequence[float]) -> list[float]:
     """Each value's mean with its neighbours, over a twentieth of the curve."""
     reach = len(values) // 40
     windows = [values[max(0, index - reach) : index + reach + 1] for index in range(len(values))]

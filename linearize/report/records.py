@@ -11,6 +11,7 @@ from typing import Any
 
 from linearize.errors import RunError
 from linearize.evaluate.store import read_json
+from linearize.run_folder import COMPARISON
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +70,12 @@ def read_run(path: Path) -> RunRecord:
     """Reads a run folder, finished or not.
 
     Raises:
-        RunError: there is no such folder.
+        RunError: there is no such folder, or it is a comparison's, which has a report of its own.
     """
+    if (path / COMPARISON).exists():
+        raise RunError(
+            f"{path} holds a comparison, not a run; its `linearize compare`, typed again, makes its report anew"
+        )
     if not path.is_dir():
         raise RunError(f"a report of {path} was asked for, but there is no such run folder; give the folder of a run")
     try:

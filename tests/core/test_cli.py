@@ -42,9 +42,8 @@ def test_the_commands_are_these(tmp_path: Path) -> None:
     code, out, _ = invoke(["--help"])
     assert code == 0
     listed = [line.split()[0] for line in out.partition("Commands:")[2].splitlines() if line.startswith("  ")]
-    assert sorted(set(listed) & {"run", "check", "plan", "plugins", "report", "data", "new"}) == sorted(
-        ["run", "check", "plan", "plugins", "report", "data", "new"]
-    )
+    wanted = {"run", "compare", "check", "plan", "plugins", "report", "data", "new"}
+    assert set(listed) & wanted == wanted
 
 
 def test_help_imports_no_torch(tmp_path: Path) -> None:

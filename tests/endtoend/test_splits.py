@@ -14,22 +14,26 @@ from linearize_glance.source import GlanceSource
 
 from linearize.data.conversation import Conversation
 from linearize.plugins import Plugins
-from linearize.recipe.load import load_recipe
+from linearize.recipe.load import LoadedRecipe, load_recipe
+from linearize.recipe.toml import read_tables
 
 ROOT = Path(__file__).parents[2]
 LOOKED_AT = 400
 """Conversations of each stream; what makes all others differ is tested with the streams themselves."""
 
 
-def _glance_recipes() -> Iterator[Path]:
+def _glance_recipes() -> Iterator[Any]:
+    """Every example's recipe; of a comparison the one that its cells share, since cells are asked the same."""
     for path in sorted((ROOT / "examples").glob("*.toml")):
-        if load_recipe(path, [], Plugins.discover()).components["data"].spec.name == "glance":
-            yield path
+        tables = {name: table for name, table in read_tables(path).items() if name != "compare"}
+        recipe = load_recipe(tables, [], Plugins.discover())
+        if recipe.components["data"].spec.name == "glance":
+            yield pytest.param(recipe, id=path.stem)
 
 
-@pytest.mark.parametrize("path", list(_glance_recipes()), ids=lambda path: path.stem)
-def test_recipes_train_on_one_split_and_are_asked_another(path: Path) -> None:
-    components = load_recipe(path, [], Plugins.discover()).components
+@pytest.mark.parametrize("recipe", list(_glance_recipes()))
+def test_recipes_train_on_one_split_and_are_asked_another(recipe: LoadedRecipe) -> None:
+    components = recipe.components
     assert components["data"].config.split == "distil"  # type: ignore[attr-defined]
     benchmarks = [part for name, part in components.items() if name.startswith("evaluate.benchmarks.")]
     assert benchmarks

@@ -81,7 +81,7 @@ def test_a_stage_with_one_logged_step_is_drawn(tmp_path):
 
 def test_long_curves_are_averaged_to_a_few_hundred_points_of_the_same_mean():
     points = [(step, float(step % 7)) for step in range(1, 7 * 2000 + 1)]
-    thinned = plots._thinned(points)
+    thinned = plots.thinned(points)
     assert 200 < len(thinned) <= plots.MOST_POINTS
     assert sum(y for _, y in thinned) / len(thinned) == pytest.approx(3.0, abs=0.01)
 

@@ -1,0 +1,285 @@
+"""From a recipe with what is to be varied to cells whose recipes are all checked; every problem is told at once."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from linearize.api import CheckedRecipe
+from linearize.comparison.options import CellTable, CompareTable
+from linearize.errors import RecipeError
+from linearize.plan import check_draft, meta_mixer
+from linearize.plugins import Plugins
+from linearize.recipe.load import describe_validation, draft_recipe, read_source
+from linearize.recipe.toml import Table, apply_override, to_inline
+
+Changes = tuple[tuple[str, Any], ...]
+"""(key path, value), in the order in which they are made."""
+
+TABLE = "compare"
+YARDSTICK = {
+    "run": "the runs of a comparison compute alike",
+    "teacher": "what a student keeps is measured against one teacher",
+    "evaluate": "cells that are asked other questions cannot be compared",
+}
+"""Tables that no cell may change, and why."""
+MIXER_TYPE = "student.mixer.type"
+NEW_ROLE = "new"
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What a student costs, known without running it.
+
+    Attributes:
+        parameters_added: parameters of its mixers that take none of the teacher's projections (role "new").
+        parameters_trained: parameters that any stage trains.
+        state_bytes: recurrent state of one sequence over all linear sites, whatever its length.
+        cache_bytes_per_token: keys and values of the sites that keep their attention.
+    """
+
+    parameters_added: int
+    parameters_trained: int
+    state_bytes: int
+    cache_bytes_per_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One variant; ``checked`` is its recipe with the comparison's first seed."""
+
+    name: str
+    changes: Changes
+    checked: CheckedRecipe
+    costs: Costs
+
+    def tables(self, seed: int) -> Table:
+        """The resolved recipe of its run number ``seed``, from 0; a seed changes parameters and training data."""
+        tables = self.checked.recipe.tables()
+        tables["run"] |= {"name": f"{self.name}-seed-{seed}", "seed": tables["run"]["seed"] + seed}
+        if "seed" in tables["data"]:
+            tables["data"]["seed"] += seed
+        return tables
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All cells of a comparison, checked.
+
+    Attributes:
+        name: of its folder.
+        source: the recipe file as it was given; "recipe" for tables.
+        teacher_cache_bytes_per_token: keys and values of all the teacher's attention.
+    """
+
+    name: str
+    source: str
+    options: CompareTable
+    cells: tuple[Cell, ...]
+    teacher_cache_bytes_per_token: int
+
+    def runs(self) -> Iterator[tuple[Cell, int]]:
+        """Every run, the first seed of all cells first, so that a stopped comparison compares all it can."""
+        for seed, cell in itertools.product(range(self.options.seeds), self.cells):
+            yield cell, seed
+
+    def yardstick(self) -> Table:
+        """What all cells have in common by rule."""
+        tables = self.cells[0].checked.recipe.tables()
+        return {name: tables[name] for name in YARDSTICK}
+
+
+def plan_comparison(
+    source: str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    mixers: Sequence[str] | None = None,
+    seeds: int | None = None,
+) -> Comparison:
+    """The comparison that a recipe's ``[compare]`` table and the arguments describe.
+
+    Args:
+        overrides: of the recipe that all cells start from; keys of ``compare`` too.
+        mixers: alternatives of student.mixer.type, instead of the table's; None leaves those.
+        seeds: instead of the table's.
+
+    Raises:
+        RecipeError: with every problem of the table and of every cell.
+    """
+    name, tables = read_source(source)
+    for override in filter(_is_of_comparison, overrides):
+        apply_override(tables, override)
+    options, variants = _variants(name, tables.pop(TABLE, {}), mixers, seeds)
+    others = [override for override in overrides if not _is_of_comparison(override)]
+    plugins = Plugins.discover()
+    found: dict[str, CheckedRecipe] = {}
+    problems: dict[str, Sequence[str]] = {}
+    for cell, changes in variants.items():
+        try:
+            texts = [*others, *(f"{path}={to_inline(value)}" for path, value in changes)]
+            found[cell] = CheckedRecipe(*check_draft(draft_recipe(tables, texts, plugins)))
+            if not found[cell].recipe.recipe.evaluate.benchmarks:
+                problems[cell] = ["evaluate.benchmarks: is empty; a comparison needs questions to compare by"]
+        except RecipeError as error:
+            problems[cell] = error.problems
+    if problems:
+        raise RecipeError(name, _merged(problems, len(variants)))
+    cells = tuple(Cell(cell, variants[cell], checked, _costs(checked)) for cell, checked in found.items())
+    recipe, plan = cells[0].checked.recipe, cells[0].checked.plan
+    folder = options.name or f"{recipe.recipe.run.name}-{TABLE}"
+    return Comparison(folder, name, options, cells, _cache_bytes(recipe.recipe.run.dtype, plan.sites))
+
+
+def _is_of_comparison(override: str) -> bool:
+    return override.partition("=")[0].strip().split(".")[0] == TABLE
+
+
+def _variants(
+    name: str, table: Any, mixers: Sequence[str] | None, seeds: int | None
+) -> tuple[CompareTable, dict[str, Changes]]:
+    """The checked options and every cell's changes by name.
+
+    Raises:
+        RecipeError: with every problem of the table.
+    """
+    if not isinstance(table, dict):
+        raise RecipeError(name, [f"{TABLE}: a table was due; got {table!r}"])
+    try:
+        options = CompareTable.model_validate(table | ({} if seeds is None else {"seeds": seeds}))
+    except ValidationError as error:
+        raise RecipeError(name, describe_validation(error, CompareTable, TABLE)) from None
+    problems: list[str] = []
+    alternatives = dict(_alternatives(options.vary, problems))
+    if mixers is not None:
+        others = {path: values for path, values in alternatives.items() if path not in ("student.mixer", MIXER_TYPE)}
+        alternatives = {MIXER_TYPE: list(mixers), **others}
+    for path, values in alternatives.items():
+        if not values:
+            problems.append(f"{TABLE}.vary.{path}: is empty; at least one alternative was due")
+    own = {f"{TABLE}.cells.{cell.name}": _changes("", cell.set) for cell in options.cells}
+    problems += [
+        f"{where}.set.{path}: is varied by {TABLE}.vary too; one place was due"
+        for where, changes in own.items()
+        for path, _ in changes
+        if any(f"{path}.".startswith(f"{varied}.") or f"{varied}.".startswith(f"{path}.") for varied in alternatives)
+    ]
+    asked = {f"{TABLE}.vary.{path}": path for path in alternatives}
+    asked |= {f"{where}.set.{path}": path for where, changes in own.items() for path, _ in changes}
+    problems += [
+        f"{where}: all cells share `{top}`: {YARDSTICK[top]}"
+        for where, path in asked.items()
+        if (top := path.split(".")[0]) in YARDSTICK
+    ]
+    problems += [f"{where}: {problem}" for where, value in _values(alternatives, own) if (problem := _unsayable(value))]
+    if not alternatives and not options.cells:
+        problems.append(
+            f"{TABLE}: nothing is varied; give --mixer mamba2,gla or a [{TABLE}] table with `vary` or `cells`"
+        )
+    if problems:
+        raise RecipeError(name, problems)
+    cells = list(_combinations(alternatives, options.cells))
+    names = [cell for cell, _ in cells]
+    repeated = sorted({cell for cell in names if names.count(cell) > 1})
+    if repeated:
+        raise RecipeError(name, [f"{TABLE}: two cells have the same name: {', '.join(repeated)}"])
+    return options, dict(cells)
+
+
+def _alternatives(table: Mapping[str, Any], problems: list[str], path: str = "") -> Iterator[tuple[str, list[Any]]]:
+    """(key path, alternatives) of nested tables whose leaves are lists."""
+    for key, value in table.items():
+        below = f"{path}.{key}" if path else key
+        if isinstance(value, dict):
+            yield from _alternatives(value, problems, below)
+        elif isinstance(value, list):
+            yield below, value
+        else:
+            problems.append(f"{TABLE}.vary.{below}: a list of alternatives was due; got {value!r}")
+
+
+def _values(alternatives: Mapping[str, list[Any]], own: Mapping[str, Changes]) -> Iterator[tuple[str, Any]]:
+    """Every value with its place in the table."""
+    for path, values in alternatives.items():
+        yield from ((f"{TABLE}.vary.{path}", value) for value in values)
+    for where, changes in own.items():
+        yield from ((f"{where}.set.{path}", value) for path, value in changes)
+
+
+def _unsayable(value: Any) -> str:
+    """Why a recipe cannot hold the value, such as a date or an infinite number; "" where it can."""
+    try:
+        to_inline(value)
+    except TypeError as error:
+        return str(error)
+    return ""
+
+
+def _changes(path: str, value: Any) -> Changes:
+    """A value laid over the recipe key by key, as `extends` would; a component's type comes before its options."""
+    if not isinstance(value, dict) or not value:
+        return ((path, value),) if path else ()
+    keys = sorted(value, key=lambda key: key != "type")
+    return tuple(itertools.chain(*(_changes(f"{path}.{key}" if path else key, value[key]) for key in keys)))
+
+
+def _combinations(alternatives: Mapping[str, list[Any]], cells: Sequence[CellTable]) -> Iterator[tuple[str, Changes]]:
+    """Every combination with its name, made of what differs."""
+    axes = [[(_label(path, value), _changes(path, value)) for value in values] for path, values in alternatives.items()]
+    if cells:
+        axes.append([(cell.name, _changes("", cell.set)) for cell in cells])
+    speaks = [len(axis) > 1 for axis in axes]
+    for choice in itertools.product(*axes):
+        named = [label for (label, _), says in zip(choice, speaks, strict=True) if says or not any(speaks)]
+        yield "-".join(named), tuple(itertools.chain(*(changes for _, changes in choice)))
+
+
+def _label(path: str, value: Any) -> str:
+    """A name for one alternative: "gla" of a type, "every-keep-4" of a component, "lr-0.001" of a number."""
+    key = path.rpartition(".")[2]
+    if isinstance(value, dict):
+        head = str(value.get("type", key))
+        words = [head, *(f"{name}-{_shown(item)}" for name, item in value.items() if name != "type")]
+    else:
+        words = [_shown(value)] if key == "type" else [key, _shown(value)]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(words)).strip("-._") or "cell"
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else to_inline(value)
+
+
+def _merged(problems: Mapping[str, Sequence[str]], num_cells: int) -> list[str]:
+    """What is wrong with all cells once, the rest behind the name of its cell."""
+    by_kind: dict[str, list[str]] = {}
+    for cell, found in problems.items():
+        for problem in found:
+            # A key that does not exist is one mistake, whatever values it was to have.
+            kind = problem.partition("; got")[0] if ": unknown key; got" in problem else problem
+            by_kind.setdefault(kind, []).append(f"cell '{cell}': {problem}")
+    everywhere = [said[0].partition(": ")[2] for said in by_kind.values() if len(said) == num_cells]
+    return everywhere + [line for said in by_kind.values() if len(said) < num_cells for line in said]
+
+
+def _costs(checked: CheckedRecipe) -> Costs:
+    plan = checked.plan
+    mixer: Any = meta_mixer(checked.recipe, plan.sites[0])
+    sizes = {name: parameter.numel() for name, parameter in mixer.named_parameters()}
+    new = sum(sizes[name] for name, roles in mixer.roles().items() if NEW_ROLE in roles)
+    trained = {(site, name) for stage in plan.stages for site in stage.sites for name in stage.trained}
+    kept = [site for site in plan.sites if site.index not in plan.linear]
+    return Costs(
+        parameters_added=new * len(plan.linear),
+        parameters_trained=sum(sizes[name] for _, name in trained),
+        state_bytes=plan.state_bytes,
+        cache_bytes_per_token=_cache_bytes(checked.recipe.recipe.run.dtype, kept),
+    )
+
+
+def _cache_bytes(dtype: str, sites: Sequence[Any]) -> int:
+    itemsize = {"float32": 4, "bfloat16": 2}[dtype]
+    return sum(itemsize * site.num_key_value_heads * (site.key_dim + site.value_dim) for site in sites)

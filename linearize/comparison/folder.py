@@ -1,0 +1,98 @@
+"""The folder of a comparison: what lies where, and no mixing of two comparisons. Imports no torch.
+
+runs/<name>/
+  comparison.json            what all cells share, and each cell's recipe
+  cells/<cell>/seed-<n>/     a run folder like any other
+  logs/                      what each run printed, and why it failed if it did
+  decode.json                milliseconds per token of teacher and students
+  report/                    index.html, compare.md, compare.csv, compare.json and the charts
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from linearize.comparison.cells import Cell, Comparison
+from linearize.errors import RunError
+from linearize.evaluate.store import read_json, write_json
+from linearize.run_folder import COMPARISON, RunFolder, differences
+
+
+class ComparisonFolder:
+    """Paths below ``runs/<name>`` of the current directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest = path / COMPARISON
+        self.decode = path / "decode.json"
+        self.report = path / "report"
+        self.results = self.report / "compare.json"
+
+    def run(self, cell: Cell, seed: int) -> RunFolder:
+        """The run folder of one cell and seed."""
+        return RunFolder(self.path / "cells" / cell.name / f"seed-{seed}")
+
+    def log(self, cell: Cell, seed: int) -> Path:
+        """What the run's process printed."""
+        return self.path / "logs" / f"{cell.name}-seed-{seed}.log"
+
+    def failure(self, cell: Cell, seed: int) -> Path:
+        """Why the run's process ended early; there is no such file when it did not."""
+        return self.path / "logs" / f"{cell.name}-seed-{seed}.failure.json"
+
+    def is_finished(self, cell: Cell, seed: int) -> bool:
+        """Whether a run reached its end and is this recipe's; a worker says what is wrong with any other one."""
+        run = self.run(cell, seed)
+        try:
+            return run.done.exists() and tomllib.loads(run.recipe.read_text(encoding="utf-8")) == cell.tables(seed)
+        except (OSError, ValueError):
+            return False
+
+    def finished(self, comparison: Comparison) -> list[tuple[Cell, int]]:
+        """The runs that reached their end, in the comparison's order."""
+        return [(cell, seed) for cell, seed in comparison.runs() if self.is_finished(cell, seed)]
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the comparison for this process.
+
+        Raises:
+            RunError: another process has it, or the folder is a run's.
+        """
+        if (self.path / "recipe.toml").exists():
+            raise RunError(f"{self.path} holds a run, not a comparison; give the comparison another compare.name")
+        with RunFolder(self.path).locked():
+            yield
+
+    def claim(self, comparison: Comparison) -> None:
+        """Writes down what is compared, or makes sure that the folder's comparison is the same.
+
+        Cells may come and go and seeds may be added; a cell that is there keeps its recipe.
+
+        Raises:
+            RunError: the folder holds another comparison; shows every difference.
+        """
+        cells = {cell.name: cell.tables(0) for cell in comparison.cells}
+        now = {"shared": comparison.yardstick(), "cells": cells}
+        before = read_json(self.manifest) if self.manifest.exists() else {"shared": now["shared"], "cells": {}}
+        if not isinstance(before, dict) or not {"shared", "cells"} <= before.keys():
+            raise RunError(f"{self.manifest} cannot be read; start with --fresh, which keeps the old folder beside")
+        changes = list(differences(before["shared"], now["shared"]))
+        if not changes:  # otherwise every cell would say the same again
+            changes = [
+                f"cell '{name}': {change}"
+                for name, tables in cells.items()
+                if name in before["cells"]
+                for change in differences(before["cells"][name], tables)
+            ]
+        if changes:
+            raise RunError(
+                f"{self.path} holds another comparison; what changed:\n"
+                + "\n".join(f"  - {change}" for change in changes)
+                + "\nUndo the change, give the comparison another compare.name, or start over with --fresh, "
+                "which keeps the old folder beside"
+            )
+        write_json(self.manifest, {"shared": now["shared"], "cells": {**before["cells"], **cells}})

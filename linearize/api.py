@@ -15,10 +15,10 @@ from pydantic import ValidationError
 
 from linearize.display import Display, SilentDisplay
 from linearize.errors import CheckpointError, RecipeError
-from linearize.plan import Plan, check_draft, estimate_tokens
+from linearize.plan import CheckedRecipe, check_draft
 from linearize.plugins import Plugins
 from linearize.protocols import TeacherAdapter
-from linearize.recipe.load import LoadedRecipe, describe_validation, draft_recipe
+from linearize.recipe.load import describe_validation, draft_recipe
 from linearize.recipe.toml import to_inline
 from linearize.run_folder import RUNS, RunFolder, disk_errors, is_first_process
 from linearize.specs import FormatSpec, TeacherSpec
@@ -46,20 +46,6 @@ class Teacher:
     model: Any
     processor: Any
     adapter: TeacherAdapter
-
-
-@dataclass(frozen=True, slots=True)
-class CheckedRecipe:
-    """A recipe without problems, its teacher's adapter (nothing loaded yet) and what it would do."""
-
-    recipe: LoadedRecipe
-    adapter: TeacherAdapter
-    plan: Plan
-
-    def with_tokens(self) -> CheckedRecipe:
-        """The same with the tokens of each stage estimated; draws a few conversations of the recipe's data."""
-        source = self.recipe.components["data"].build()
-        return CheckedRecipe(self.recipe, self.adapter, estimate_tokens(self.plan, source, self.adapter))
 
 
 def load_teacher(
@@ -133,7 +119,7 @@ def check(recipe: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> 
     Raises:
         RecipeError: with every problem at once, by TOML path.
     """
-    return CheckedRecipe(*check_draft(draft_recipe(recipe, override_texts(overrides), Plugins.discover())))
+    return check_draft(draft_recipe(recipe, override_texts(overrides), Plugins.discover()))
 
 
 def run(

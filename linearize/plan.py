@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,21 @@ class Plan:
         return tuple(sorted({*self.linear, *(index for stage in self.stages for index in stage.sites)}))
 
 
-def check_draft(draft: Draft) -> tuple[LoadedRecipe, TeacherAdapter, Plan]:
+@dataclass(frozen=True, slots=True)
+class CheckedRecipe:
+    """A recipe without problems, its teacher's adapter (nothing loaded yet) and what it would do."""
+
+    recipe: LoadedRecipe
+    adapter: TeacherAdapter
+    plan: Plan
+
+    def with_tokens(self) -> CheckedRecipe:
+        """The same with the tokens of each stage estimated; draws a few conversations of the recipe's data."""
+        source = self.recipe.components["data"].build()
+        return dataclasses.replace(self, plan=_with_tokens(self.plan, source, self.adapter))
+
+
+def check_draft(draft: Draft) -> CheckedRecipe:
     """Completes the check of a draft with all that needs the teacher's configuration.
 
     Raises:
@@ -83,7 +98,8 @@ def check_draft(draft: Draft) -> tuple[LoadedRecipe, TeacherAdapter, Plan]:
     recipe = finish_draft(draft)
     assert adapter is not None
     assert mixer is not None
-    return recipe, adapter, Plan(tuple(sites), tuple(linear), tuple(stages), count(mixer.parameters()), state)
+    plan = Plan(tuple(sites), tuple(linear), tuple(stages), count(mixer.parameters()), state)
+    return CheckedRecipe(recipe, adapter, plan)
 
 
 def meta_mixer(recipe: Draft | LoadedRecipe, site: AttentionSite) -> nn.Module:
@@ -130,10 +146,8 @@ def count(parameters: Any) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
-def estimate_tokens(plan: Plan, source: Any, adapter: TeacherAdapter) -> Plan:
+def _with_tokens(plan: Plan, source: Any, adapter: TeacherAdapter) -> Plan:
     """The plan with each stage's tokens, from the mean length of a few conversations of the data."""
-    import dataclasses
-
     size = SAMPLES_FOR_TOKENS if source.size is None else min(SAMPLES_FOR_TOKENS, source.size)
     batch = adapter.batch([source[index] for index in range(size)])
     per_conversation = float(batch.inputs["attention_mask"].sum()) / size

@@ -11,10 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from linearize.api import CheckedRecipe
 from linearize.comparison.options import CellTable, CompareTable
 from linearize.errors import RecipeError
-from linearize.plan import check_draft, meta_mixer
+from linearize.plan import CheckedRecipe, check_draft, meta_mixer
 from linearize.plugins import Plugins
 from linearize.recipe.load import describe_validation, draft_recipe, read_source
 from linearize.recipe.toml import Table, apply_override, to_inline
@@ -122,7 +121,7 @@ def plan_comparison(
     for cell, changes in variants.items():
         try:
             texts = [*others, *(f"{path}={to_inline(value)}" for path, value in changes)]
-            found[cell] = CheckedRecipe(*check_draft(draft_recipe(tables, texts, plugins)))
+            found[cell] = check_draft(draft_recipe(tables, texts, plugins))
             if not found[cell].recipe.recipe.evaluate.benchmarks:
                 problems[cell] = ["evaluate.benchmarks: is empty; a comparison needs questions to compare by"]
         except RecipeError as error:

@@ -30,7 +30,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
         raise Stopped
 
     monkeypatch.setattr(pipeline, "run_pipeline", stop)
-    monkeypatch.setattr(api.CheckedRecipe, "with_tokens", lambda checked: checked)
+    monkeypatch.setattr("linearize.plan.CheckedRecipe.with_tokens", lambda checked: checked)
     monkeypatch.chdir(tmp_path)
     return given
 

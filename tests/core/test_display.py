@@ -54,7 +54,8 @@ def plain(clock: Clock | None = None) -> tuple[ConsoleDisplay, io.StringIO]:
 def planned(tables: dict[str, Any], plugins: Plugins) -> tuple[LoadedRecipe, Plan]:
     tables["student"]["layout"] = {"type": "keep", "sites": [1]}
     tables["stages"][0]["steps"] = 2000
-    recipe, _, plan = check_draft(draft_recipe(tables, [], plugins))
+    checked = check_draft(draft_recipe(tables, [], plugins))
+    recipe, plan = checked.recipe, checked.plan
     return recipe, plan
 
 

@@ -18,7 +18,7 @@ ROLES = {"a.weight": {"new", "gate"}, "b.weight": {"new", "norm"}, "q.weight": {
 
 
 def plan_of(tables: dict[str, Any], plugins: Plugins, *overrides: str) -> Plan:
-    return check_draft(draft_recipe(tables, overrides, plugins))[2]
+    return check_draft(draft_recipe(tables, overrides, plugins)).plan
 
 
 def problems(tables: dict[str, Any], plugins: Plugins, *overrides: str) -> list[str]:

@@ -68,7 +68,7 @@ class LinearizedAttention(nn.Module):
 
         Args:
             kwargs: whatever the decoder passes to its attention; the mixer reads ``attention_mask``,
-                ``position_embeddings`` and ``past_key_values``.
+                ``position_embeddings`` and the site's ``cache_argument``.
         """
         if self.runs_teacher and self.observer is not None:
             return self._observe(hidden_states, kwargs, self.observer)
@@ -90,7 +90,7 @@ class LinearizedAttention(nn.Module):
 
     def _mix(self, x_BTD: Tensor, kwargs: dict[str, Any]) -> Tensor:
         assert self.mixer is not None  # set_linear lets no site without a mixer become linear
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get(self.site.cache_argument)
         slot = None if cache is None else state_layer(cache, self.site.cache_index)
         num_tokens = x_BTD.shape[1]
         y_BTNV, state = self.mixer(
@@ -107,7 +107,7 @@ class LinearizedAttention(nn.Module):
 
     def _observe(self, x_BTD: Tensor, kwargs: dict[str, Any], observer: Observer) -> tuple[Tensor, Tensor | None]:
         assert self.mixer is not None  # observe() takes only sites with a mixer
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get(self.site.cache_argument)
         valid_BT = self._validity(x_BTD, kwargs, 0 if cache is None else cache.get_seq_length(self.site.cache_index))
         projected: list[Tensor] = []
         handle = self.o_proj.register_forward_pre_hook(lambda _, inputs: projected.append(inputs[0].detach()))

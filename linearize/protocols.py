@@ -29,6 +29,7 @@ class AttentionSite:
         path: dotted path of the attention module inside the model.
         tower: name of the stack that it belongs to, such as "embedding" or "language".
         layer: index inside its tower.
+        num_layers: how many layers its tower has; 0 where the adapter does not say.
         cache_index: its slot in transformers' Cache.
         key_dim: K, width of one query or key head.
         value_dim: V, width of one value head.
@@ -47,6 +48,7 @@ class AttentionSite:
     key_dim: int
     value_dim: int
     output_projection: str = "o_proj"
+    num_layers: int = 0
     cache_argument: str = "past_key_values"
 
 

@@ -47,6 +47,11 @@ class TransformersAdapter:
         self._model_class = type(model := empty_model(self.config))
         return {found.site.index: found for found in find_sites(model)}
 
+    @property
+    def takes_images(self) -> bool:
+        """Whether the checkpoint is a vision-language model, with a configuration for its text model inside."""
+        return self.config.get_text_config(decoder=True) is not self.config
+
     def sites(self) -> list[AttentionSite]:
         """Every softmax self-attention of the decoder, in execution order; from config.json alone.
 
@@ -92,10 +97,9 @@ class TransformersAdapter:
 
     @functools.cached_property
     def _processor(self) -> Any:
-        takes_images = self.config.get_text_config(decoder=True) is not self.config
-        auto: Any = AutoProcessor if takes_images else AutoTokenizer
+        auto: Any = AutoProcessor if self.takes_images else AutoTokenizer
         processor = self._read(
-            "processor" if takes_images else "tokenizer", auto.from_pretrained, **self.options.processor
+            "processor" if self.takes_images else "tokenizer", auto.from_pretrained, **self.options.processor
         )
         if self.options.chat_template:
             processor.chat_template = self.options.chat_template
@@ -118,13 +122,12 @@ class TransformersAdapter:
     @functools.cached_property
     def _batcher(self) -> Batcher:
         self.sites()  # sets the model's class
-        takes_images = self._tokenizer is not self._processor
         ends = [self._tokenizer.convert_ids_to_tokens(token) for token in self._end_ids()]
         return Batcher(
             self._processor,
-            Template(self._processor, takes_images=takes_images, end_marks=[end for end in ends if end]),
+            Template(self._processor, takes_images=self.takes_images, end_marks=[end for end in ends if end]),
             input_names=inspect.signature(self._model_class.forward).parameters,
-            image_token_id=self._image_token_id() if takes_images else None,
+            image_token_id=self._image_token_id() if self.takes_images else None,
         )
 
     def _end_ids(self) -> list[int]:

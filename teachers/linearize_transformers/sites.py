@@ -25,8 +25,8 @@ CACHE_ARGUMENTS = ("past_key_values", "layer_past")
 REQUIRED_ARGUMENTS = frozenset({"hidden_states", "attention_mask", "position_embeddings"})
 
 REFUSALS: tuple[tuple[str, str], ...] = (
-    ("kv_b_proj", "multi-head latent attention (MLA): keys and values are expanded from a shared latent, so there is no "
-     "projection of the hidden state to seed k and v from; this needs an adapter of its own"),
+    ("kv_b_proj", "multi-head latent attention (MLA): keys and values are expanded from a shared latent, so no "
+     "projection of the hidden state gives k and v to seed from; this needs an adapter of its own"),
     ("is_kv_shared_layer", "keys and values that later layers read instead of their own (cross-layer KV sharing): a "
      "linear site leaves none behind for them"),
     ("sinks", "attention sinks: learned logits beside the keys, which no mixer stands in for yet"),
@@ -68,7 +68,8 @@ def find_sites(model: nn.Module) -> list[FoundSite]:
                     f"({', '.join(OTHER_MIXERS)}). Such a model needs a teacher plug-in of its own."
                 )
             continue
-        found.append(_site(getattr(layer, name), f"{path}.{number}.{name}", number, len(found), text_config))
+        where = _Place(path=f"{path}.{number}.{name}", layer=number, num_layers=len(layers), index=len(found))
+        found.append(_site(getattr(layer, name), where, text_config))
     if not found:
         raise CheckpointError(
             f"none of the {len(layers)} layers of this '{config.model_type}' model has softmax self-attention "
@@ -105,7 +106,16 @@ def _is_decoder_layer(module: nn.Module) -> bool:
     return any(hasattr(module, name) for name in (*ATTENTION_NAMES, *OTHER_MIXERS))
 
 
-def _site(attention: nn.Module, path: str, layer: int, index: int, config: Any) -> FoundSite:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    path: str
+    layer: int
+    num_layers: int
+    index: int
+
+
+def _site(attention: nn.Module, place: _Place, config: Any) -> FoundSite:
+    path = place.path
     problems = list(_problems(attention))
     form = find_form(attention)
     if problems or form is None:
@@ -129,11 +139,12 @@ def _site(attention: nn.Module, path: str, layer: int, index: int, config: Any) 
         )
     parameters = inspect.signature(attention.forward).parameters
     site = AttentionSite(
-        index=index,
+        index=place.index,
         path=path,
         tower="language",
-        layer=layer,
-        cache_index=int(getattr(attention, "layer_idx", layer)),
+        layer=place.layer,
+        num_layers=place.num_layers,
+        cache_index=int(getattr(attention, "layer_idx", place.layer)),
         hidden_size=int(getattr(attention, form.projections[0]).in_features),
         num_heads=shape.num_heads,
         num_key_value_heads=shape.num_key_value_heads,

@@ -196,7 +196,7 @@ def test_models_that_a_teacher_does_not_list_are_made_when_they_are_asked_for(pl
     assert issubclass(student_class("mistral"), MistralForCausalLM)
     # The toy teacher lists this one.
     assert issubclass(student_class("llama"), LlamaForCausalLM)
-    with pytest.raises(CheckpointError, match="and teacher 'open' 2 more. Install the plug-in"):
+    with pytest.raises(CheckpointError, match=r"and teacher 'open' 2 more\. Install the plug-in"):
         student_class("gemma")
 
 

@@ -43,5 +43,10 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 
 @pytest.fixture(scope="session")
-def adapter(family: Family, checkpoint: Callable[[str], Path]) -> TransformersAdapter:
+def family_adapter(family: Family, checkpoint: Callable[[str], Path]) -> TransformersAdapter:
     return TransformersAdapter(TransformersTeacherConfig(checkpoint=str(checkpoint(family.model_type))))
+
+
+@pytest.fixture(scope="session")
+def adapter(family_adapter: TransformersAdapter) -> TransformersAdapter:
+    return family_adapter

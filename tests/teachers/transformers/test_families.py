@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,71 +32,81 @@ DECODING = {
 }
 
 
-def conversations(family: Family) -> list[Conversation]:
-    """Two of unequal length; where the family takes images, one image in the first and none in the second."""
-    images = (Image.new("RGB", (40, 28), (200, 30, 30)),) if family.image else ()
+def conversations(*, takes_images: bool) -> list[Conversation]:
+    """Two of unequal length; for a model that takes images, one image in the first and none in the second."""
+    images = (Image.new("RGB", (40, 28), (200, 30, 30)),) if takes_images else ()
     mark = "<image>\n" if images else ""
     first = (Turn(f"{mark}how many red?", "two green"), Turn("and blue?", "one"))
     return [Conversation(first, images, id="first"), Conversation((Turn("the square is", "left of the circle"),))]
 
 
-def make_student(adapter: TransformersAdapter, layout: str) -> Any:
-    """The converted teacher with mixers seeded from its weights by the registered components."""
+@dataclass
+class Student:
+    """A converted teacher, what the teacher said, and what it was asked."""
+
+    model: Any
+    linear: list[int]
+    teacher_logits: torch.Tensor
+    conversations: list[Conversation]
+
+
+def make_student(adapter: TransformersAdapter, layout: str) -> Student:
+    """The teacher with mixers seeded from its weights by the registered components."""
     registry = Plugins.discover().registry
     mixer_spec, seeder_spec = registry.get(MixerSpec, "mamba2"), registry.get(SeederSpec, "mimic")
     seeder = seeder_spec.builder()(seeder_spec.config_class()())
-    model = adapter.load(dtype=torch.float32, device="cpu")
+    model, sites = adapter.load(dtype=torch.float32, device="cpu"), adapter.sites()
+    asked = conversations(takes_images=adapter.takes_images)
+    with torch.no_grad():
+        logits = model(**adapter.batch(asked).inputs).logits
     mixers = {}
-    for site in adapter.sites():
+    for site in sites:
         mixer: Any = build_mixer(mixer_spec, mixer_spec.config_class()(), site)
         generator = torch.Generator().manual_seed(site.index)
         seeder.seed(adapter.weights(model, site), mixer, site=site, generator=generator)
         mixers[site.index] = mixer
-    convert(model, adapter.sites(), mixers)
-    set_linear(model, linear_sites(adapter, layout))
-    return model
+    convert(model, sites, mixers)
+    linear = [site.index for site in sites if layout == "all" or site.index % 2]
+    set_linear(model, linear)
+    return Student(model, linear, logits, asked)
 
 
-def linear_sites(adapter: TransformersAdapter, layout: str) -> list[int]:
-    return [site.index for site in adapter.sites() if layout == "all" or site.index % 2]
+@pytest.fixture(scope="module", params=LAYOUTS)
+def student(request: pytest.FixtureRequest, adapter: TransformersAdapter) -> Student:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*both directions")
+        return make_student(adapter, request.param)
 
 
-@pytest.mark.filterwarnings("ignore:.*both directions")
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_teacher_route_is_the_teacher_bit_by_bit(family: Family, adapter: TransformersAdapter, layout: str) -> None:
-    batch = adapter.batch(conversations(family))
-    with torch.no_grad():
-        expected = adapter.load(dtype=torch.float32, device="cpu")(**batch.inputs).logits
-        model = make_student(adapter, layout)
-        with teacher_route(model):
-            assert torch.equal(model(**batch.inputs).logits, expected)
-        assert not torch.allclose(model(**batch.inputs).logits, expected, atol=1e-3)
+@torch.no_grad()
+def test_the_teacher_route_is_the_teacher_bit_by_bit(student: Student, adapter: TransformersAdapter) -> None:
+    batch = adapter.batch(student.conversations)
+    with teacher_route(student.model):
+        assert torch.equal(student.model(**batch.inputs).logits, student.teacher_logits)
+    assert not torch.allclose(student.model(**batch.inputs).logits, student.teacher_logits, atol=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore:.*both directions")
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("objective", [LayerMse(LayerMseConfig()), LogitKl(LogitKlConfig())], ids=["mse", "kl"])
 def test_a_step_gives_gradients_to_every_linear_mixer_and_to_nothing_else(
-    family: Family, adapter: TransformersAdapter, layout: str, objective: Any
+    student: Student, adapter: TransformersAdapter, objective: Any
 ) -> None:
-    model = make_student(adapter, layout)
-    batch = adapter.batch(conversations(family))
-    linear = linear_sites(adapter, layout)
-    measured = objective.backward(model, batch, linear, objective.weight(batch))
+    student.model.zero_grad()
+    batch = adapter.batch(student.conversations)
+    measured = objective.backward(student.model, batch, student.linear, objective.weight(batch))
     assert torch.isfinite(torch.as_tensor(measured.loss))
     assert float(measured.loss) > 0
+    mixers = {slot.site: slot.mixer for slot in linearized_sites(student.model) if slot.site.index in student.linear}
     trained = {
-        f"{slot.site.path}.mixer.{name}"
-        for slot in linearized_sites(model)
-        if slot.site.index in linear
-        for name, _ in slot.mixer.named_parameters()  # type: ignore[union-attr]
+        f"{site.path}.mixer.{name}"
+        for site, mixer in mixers.items()
+        if mixer is not None
+        for name, _ in mixer.named_parameters()
     }
-    with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-    assert with_gradient == trained
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is None or bool(torch.isfinite(parameter.grad).all()), name
-    projections = [name for name in with_gradient if "q_proj" in name]
-    assert all(float(model.get_parameter(name).grad.abs().max()) > 0 for name in projections)
+    gradients = {name: one.grad for name, one in student.model.named_parameters() if one.grad is not None}
+    assert gradients.keys() == trained
+    for name, gradient in gradients.items():
+        assert bool(torch.isfinite(gradient).all()), name
+        assert "q_proj" not in name or float(gradient.abs().max()) > 0, name
 
 
 def generate(model: Any, inputs: dict[str, Any], forbidden: Collection[int], **options: Any) -> torch.Tensor:
@@ -111,33 +123,28 @@ def generate(model: Any, inputs: dict[str, Any], forbidden: Collection[int], **o
     return ids[:, inputs["input_ids"].shape[1] :]
 
 
-@pytest.mark.filterwarnings("ignore:.*both directions")
-@pytest.mark.parametrize("layout", LAYOUTS)
 def test_left_padded_batches_decode_with_a_cache_as_without(
-    family: Family, adapter: TransformersAdapter, layout: str
+    student: Student, adapter: TransformersAdapter, family: Family
 ) -> None:
-    model = make_student(adapter, layout)
-    batch = adapter.batch(conversations(family), for_generation=True)
+    batch = adapter.batch(student.conversations, for_generation=True)
     assert int((batch.inputs["attention_mask"] == 0).sum()) > 5
     # The image tokens of a model mean an image, which a decoding step does not bring; nor is an answer cut short here.
     forbidden = range(TURN_END + 1 + len(family.tokens))
     words: set[int] = set()
     for options in DECODING.values():
-        cached = generate(model, batch.inputs, forbidden, **options)
-        assert torch.equal(cached, generate(model, batch.inputs, forbidden, use_cache=False, **options)), options
+        cached = generate(student.model, batch.inputs, forbidden, **options)
+        whole = generate(student.model, batch.inputs, forbidden, use_cache=False, **options)
+        assert torch.equal(cached, whole), options
         words |= set(cached.flatten().tolist())
     assert len(words) > 4
 
 
-@pytest.mark.filterwarnings("ignore:.*both directions")
-@pytest.mark.parametrize("layout", LAYOUTS)
+@torch.no_grad()
 def test_a_saved_student_loads_with_equal_logits(
-    family: Family, adapter: TransformersAdapter, layout: str, tmp_path: Path
+    student: Student, adapter: TransformersAdapter, family: Family, tmp_path: Path
 ) -> None:
-    model = make_student(adapter, layout)
-    batch = adapter.batch(conversations(family))
-    save_student(model, tmp_path / "student", adapter.processor())
-    student = load_student(tmp_path / "student")
-    assert student.config.model_type == f"linearize_{family.model_type}"
-    with torch.no_grad():
-        assert torch.equal(student(**batch.inputs).logits, model(**batch.inputs).logits)
+    batch = adapter.batch(student.conversations)
+    save_student(student.model, tmp_path / "student")
+    loaded = load_student(tmp_path / "student")
+    assert loaded.config.model_type == f"linearize_{family.model_type}"
+    assert torch.equal(loaded(**batch.inputs).logits, student.model(**batch.inputs).logits)

@@ -52,6 +52,7 @@ class TeacherConformance:
     Attributes:
         takes_images: whether conversations may hold images.
         plain_rope: whether the rotary embedding is unscaled, so that its angles follow from ``rope_theta`` alone.
+        questions, answers: words that the tiny teacher's tokenizer knows; the second of each longer than the first.
         mixer: the registered mixer that takes the attentions' places.
         tolerance: how far a site's own output may be from the same attention written out, relative to its largest
             value. float32 against float64: some 1e-6; bugs are ten thousand times larger.
@@ -61,6 +62,8 @@ class TeacherConformance:
 
     takes_images: ClassVar[bool] = True
     plain_rope: ClassVar[bool] = True
+    questions: ClassVar[tuple[str, str]] = ("how many are red?", "what is left of the blue square?")
+    answers: ClassVar[tuple[str, str]] = ("two", "a circle")
     mixer: ClassVar[str] = "mamba2"
     tolerance: ClassVar[float] = 1e-4
     padding_tolerance: ClassVar[float] = 1e-3
@@ -73,19 +76,21 @@ class TeacherConformance:
 
     def text_conversations(self) -> list[Conversation]:
         """Conversations without images, of unequal length; the first has one turn."""
-        return [
-            Conversation((Turn("how many are red?", "two"),), id="short"),
-            Conversation((Turn("what is left of the blue square?", "a circle"), Turn("green?", "no")), id="long"),
-        ]
+        first, second = self._turns()
+        return [Conversation((first,), id="short"), Conversation((second, first), id="long")]
 
     def image_conversations(self) -> list[Conversation]:
         """Conversations with one and with two images; the first has one turn."""
         small, wide = _picture(40, 28, 1), _picture(64, 30, 2)
-        mark = f"{IMAGE_MARK}\n"
+        first, second = (Turn(f"{IMAGE_MARK}\n{turn.question}", turn.answer) for turn in self._turns())
         return [
-            Conversation((Turn(f"{mark}how many are red?", "two"),), (small,), id="one image"),
-            Conversation((Turn(f"{mark}what?", "a square"), Turn(f"{mark}and here?", "no")), (wide, small), id="two"),
+            Conversation((first,), (small,), id="one image"),
+            Conversation((second, first), (wide, small), id="two images"),
         ]
+
+    def _turns(self) -> tuple[Turn, Turn]:
+        first, second = (Turn(*pair) for pair in zip(self.questions, self.answers, strict=True))
+        return first, second
 
     @pytest.fixture
     def adapter(self) -> TeacherAdapter:
@@ -130,7 +135,7 @@ class TeacherConformance:
         decoder = model.get_decoder()
         root = next(name for name, module in model.named_modules() if module is decoder)
         with _attention_calls(model) as calls, torch.no_grad():
-            model(**batch.inputs)
+            model(**batch.inputs, use_cache=False)
         paths = [site.path for site in adapter.sites()]
         seen = [next((path for path in paths if _inside(call, path)), "") for call in calls]
         assert [path for path in seen if path] == paths, "each site computes attention once, in the order of the sites"
@@ -247,7 +252,7 @@ class TeacherConformance:
         processor = adapter.processor()
         processor.save_pretrained(tmp_path)
         again = type(processor).from_pretrained(tmp_path)
-        parts: Any = "how many are red?"
+        parts: Any = self.questions[0]
         options: dict[str, Any] = {}
         if self.takes_images:
             parts = [{"type": "image"}, {"type": "text", "text": parts}]
@@ -343,7 +348,7 @@ def _load(adapter: TeacherAdapter) -> Any:
 
 @torch.no_grad()
 def _logits(model: Any, batch: Batch) -> Tensor:
-    logits: Tensor = model(**batch.inputs).logits
+    logits: Tensor = model(**batch.inputs, use_cache=False).logits
     assert bool(torch.isfinite(logits).all())
     return logits
 
@@ -357,6 +362,7 @@ def _inside(path: str, root: str) -> bool:
     return root == "" or path == root or path.startswith(f"{root}.")
 
 
+@torch.no_grad()
 def _assert_near(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
     largest = float(expected.double().abs().max())
     distance = float((found.double() - expected.double()).abs().max())

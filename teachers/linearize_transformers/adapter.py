@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoProcessor, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTokenizer, GenerationConfig
 
 from linearize.data.conversation import Conversation
 from linearize.errors import CheckpointError
@@ -49,8 +49,8 @@ class TransformersAdapter:
 
     @property
     def takes_images(self) -> bool:
-        """Whether the checkpoint is a vision-language model, with a configuration for its text model inside."""
-        return self.config.get_text_config(decoder=True) is not self.config
+        """Whether the checkpoint's processor is more than a tokenizer."""
+        return self._tokenizer is not self._processor
 
     def sites(self) -> list[AttentionSite]:
         """Every softmax self-attention of the decoder, in execution order; from config.json alone.
@@ -97,9 +97,10 @@ class TransformersAdapter:
 
     @functools.cached_property
     def _processor(self) -> Any:
-        auto: Any = AutoProcessor if self.takes_images else AutoTokenizer
+        is_text_model = auto_class(self.config) is AutoModelForCausalLM
+        auto: Any = AutoTokenizer if is_text_model else AutoProcessor
         processor = self._read(
-            "processor" if self.takes_images else "tokenizer", auto.from_pretrained, **self.options.processor
+            "tokenizer" if is_text_model else "processor", auto.from_pretrained, **self.options.processor
         )
         if self.options.chat_template:
             processor.chat_template = self.options.chat_template

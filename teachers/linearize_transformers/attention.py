@@ -69,6 +69,8 @@ FORMS = (
     Form(name="fused qkv in blocks", projections=("qkv_proj",), output="o_proj", split=split_blocks),
     Form(name="fused qkv per head", projections=("query_key_value",), output="dense", split=split_per_head),
 )
+ROTATIONS = ("rotate_half_llm", "rotate_half")
+"""Functions that turn pairs of numbers; where a module has the first, the other one is its vision tower's."""
 NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"))
 
 
@@ -192,7 +194,8 @@ def rotary_style(attention: nn.Module) -> Literal["half", "interleaved"]:
 
     Read off the function that the attention's own module rotates with.
     """
-    rotate = getattr(sys.modules[type(attention).__module__], "rotate_half", None)
+    module = sys.modules[type(attention).__module__]
+    rotate = next((getattr(module, name) for name in ROTATIONS if hasattr(module, name)), None)
     if rotate is None:
         return "half"
     turned = rotate(torch.arange(4.0)).tolist()

@@ -70,8 +70,14 @@ def _rope_theta(attention: Any, found: FoundSite, config: Any) -> float | None:
     return None if theta is None else float(theta)
 
 
+ROPE_WITH_WINDOW_ONLY = frozenset({"Cohere2Attention"})
+"""Attentions that turn queries and keys where they have a sliding window and nowhere else."""
+
+
 def has_rope(attention: Any) -> bool:
     """Whether the site turns queries and keys; some layers of some models do not (NoPE)."""
+    if type(attention).__name__ in ROPE_WITH_WINDOW_ONLY:
+        return attention.sliding_window is not None
     return bool(getattr(attention, "use_rope", True))
 
 

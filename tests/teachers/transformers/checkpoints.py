@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from pathlib import Path
 from typing import Any
 
 import torch
+from linearize_transformers.adapter import TransformersAdapter
 from linearize_transformers.models import auto_class
 from linearize_transformers.support import BOS, EOS, PAD, TURN_END, VOCABULARY, Family
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -83,3 +85,14 @@ def make_checkpoint(family: Family, folder: Path) -> Path:
         tokenizer.chat_template = template
         tokenizer.save_pretrained(folder)
     return folder
+
+
+class LoadsOnce(TransformersAdapter):
+    """Reads its files once and then hands out copies, which is quicker."""
+
+    @functools.cache  # noqa: B019  an adapter of the tests lives as long as they do
+    def _loaded(self, dtype: torch.dtype) -> Any:
+        return super().load(dtype=dtype, device="cpu")
+
+    def load(self, *, dtype: torch.dtype, device: torch.device | str) -> Any:
+        return copy.deepcopy(self._loaded(dtype))

@@ -44,7 +44,9 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 @pytest.fixture(scope="session")
 def family_adapter(family: Family, checkpoint: Callable[[str], Path]) -> TransformersAdapter:
-    return TransformersAdapter(TransformersTeacherConfig(checkpoint=str(checkpoint(family.model_type))))
+    from checkpoints import LoadsOnce
+
+    return LoadsOnce(TransformersTeacherConfig(checkpoint=str(checkpoint(family.model_type))))
 
 
 @pytest.fixture(scope="session")

@@ -101,6 +101,40 @@ def _qwen(processor: str) -> Callable[[Any, str], Any]:
     return make
 
 
+def _glm4v(tokenizer: Any, template: str) -> Any:
+    images = _pil(
+        "Glm4v", patch_size=4, merge_size=2, temporal_patch_size=2,
+        size={"shortest_edge": 8 * 8, "longest_edge": 24 * 24},
+    )  # fmt: skip
+    return transformers.Glm4vProcessor(images, tokenizer, StillsOnly(), chat_template=template)
+
+
+def _aya_vision(tokenizer: Any, template: str) -> Any:
+    images = _pil("GotOcr2", size={"height": 16, "width": 16}, crop_to_patches=True, min_patches=1, max_patches=2)
+    return transformers.AyaVisionProcessor(
+        images, tokenizer, patch_size=4, img_size=16, downsample_factor=2, chat_template=template
+    )
+
+
+def _ovis2(tokenizer: Any, template: str) -> Any:
+    images = _pil("Ovis2", size={"height": 16, "width": 16})
+    return transformers.Ovis2Processor(images, tokenizer, image_seq_length=4, chat_template=template)
+
+
+def _deepseek_vl(tokenizer: Any, template: str) -> Any:
+    images = _pil("DeepseekVL", size={"height": 16, "width": 16}, min_size=4)
+    tokenizer = _with_names(tokenizer, {"image_token": "<image>"})
+    return transformers.DeepseekVLProcessor(images, tokenizer, num_image_tokens=16, chat_template=template)
+
+
+def _janus(tokenizer: Any, template: str) -> Any:
+    images = _pil("Janus", size={"height": 16, "width": 16}, min_size=4)
+    names = {"image_token": "<image>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
+    return transformers.JanusProcessor(
+        images, _with_names(tokenizer, names), num_image_tokens=16, chat_template=template
+    )
+
+
 def _gemma3(tokenizer: Any, template: str) -> Any:
     images = _pil("Gemma3", size={"height": 16, "width": 16})
     names = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
@@ -127,6 +161,12 @@ MAKERS: dict[str, Callable[[Any, str], Any]] = {
     "qwen2_vl": _qwen("Qwen2VLProcessor"),
     "qwen2_5_vl": _qwen("Qwen2_5_VLProcessor"),
     "qwen3_vl": _qwen("Qwen3VLProcessor"),
+    "qwen3_vl_moe": _qwen("Qwen3VLProcessor"),
+    "glm4v": _glm4v,
+    "aya_vision": _aya_vision,
+    "ovis2": _ovis2,
+    "deepseek_vl": _deepseek_vl,
+    "janus": _janus,
     "gemma3": _gemma3,
 }
 

@@ -103,11 +103,15 @@ def test_each_token_has_its_kind_and_pads_are_on_the_side_that_is_asked_for(chec
     assert ending.endswith("<|im_start|>assistant\n")
 
 
-def test_the_number_of_tokens_is_known_without_the_pixels(adapter: TransformersAdapter, family: Any) -> None:
-    images = (picture(40, 28), picture(16, 48)) if family.image else ()
-    one = Conversation((Turn("<image>\nhow many <image>?" if images else "how many?", "two"),), images)
-    again = Conversation((Turn("<image> and <image> red" if images else "red", "green square"),), images)
-    for conversation in (one, again):
+@pytest.mark.parametrize("name", ["llava_next", "smolvlm", "gemma3"])
+def test_the_number_of_tokens_is_known_for_images_of_sizes_that_were_met_and_of_others(
+    checkpoint: Callable[[str], Path], name: str
+) -> None:
+    adapter = make_adapter(checkpoint(name))
+    images = (picture(40, 28), picture(16, 48))
+    one = Conversation((Turn("<image>\nhow many <image>?", "two"),), images)
+    again = Conversation((Turn("<image> and <image> red", "green square"),), images[::-1])
+    for conversation in (one, again, one):
         assert adapter.num_tokens(conversation) == int(adapter.batch([conversation]).inputs["attention_mask"].sum())
 
 

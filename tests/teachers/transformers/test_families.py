@@ -1,4 +1,4 @@
-"""Every family of the table, with images where it takes them: converted, trained a step, decoded, saved, loaded."""
+"""Every family of the table, with images where it takes them, as a student: trained a step, decoded, saved, loaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from linearize.distill.objectives import LayerMse, LogitKl
 from linearize.distill.options import LayerMseConfig, LogitKlConfig
 from linearize.plugins import Plugins
 from linearize.specs import MixerSpec, SeederSpec
-from linearize.student.convert import convert, linearized_sites, set_linear, teacher_route
+from linearize.student.convert import convert, linearized_sites, set_linear
 from linearize.student.mixers import build_mixer
 from linearize.student.modeling import load_student, save_student
 
@@ -42,11 +42,10 @@ def conversations(*, takes_images: bool) -> list[Conversation]:
 
 @dataclass
 class Student:
-    """A converted teacher, what the teacher said, and what it was asked."""
+    """A converted teacher and what it is asked."""
 
     model: Any
     linear: list[int]
-    teacher_logits: torch.Tensor
     conversations: list[Conversation]
 
 
@@ -57,8 +56,6 @@ def make_student(adapter: TransformersAdapter, layout: str) -> Student:
     seeder = seeder_spec.builder()(seeder_spec.config_class()())
     model, sites = adapter.load(dtype=torch.float32, device="cpu"), adapter.sites()
     asked = conversations(takes_images=adapter.takes_images)
-    with torch.no_grad():
-        logits = model(**adapter.batch(asked).inputs).logits
     mixers = {}
     for site in sites:
         mixer: Any = build_mixer(mixer_spec, mixer_spec.config_class()(), site)
@@ -68,7 +65,7 @@ def make_student(adapter: TransformersAdapter, layout: str) -> Student:
     convert(model, sites, mixers)
     linear = [site.index for site in sites if layout == "all" or site.index % 2]
     set_linear(model, linear)
-    return Student(model, linear, logits, asked)
+    return Student(model, linear, asked)
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)
@@ -76,14 +73,6 @@ def student(request: pytest.FixtureRequest, adapter: TransformersAdapter) -> Stu
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*both directions")
         return make_student(adapter, request.param)
-
-
-@torch.no_grad()
-def test_the_teacher_route_is_the_teacher_bit_by_bit(student: Student, adapter: TransformersAdapter) -> None:
-    batch = adapter.batch(student.conversations)
-    with teacher_route(student.model):
-        assert torch.equal(student.model(**batch.inputs).logits, student.teacher_logits)
-    assert not torch.allclose(student.model(**batch.inputs).logits, student.teacher_logits, atol=1e-3)
 
 
 @pytest.mark.parametrize("objective", [LayerMse(LayerMseConfig()), LogitKl(LogitKlConfig())], ids=["mse", "kl"])
@@ -112,7 +101,7 @@ def test_a_step_gives_gradients_to_every_linear_mixer_and_to_nothing_else(
 def generate(model: Any, inputs: dict[str, Any], forbidden: Collection[int], **options: Any) -> torch.Tensor:
     torch.manual_seed(4)
     config = GenerationConfig(
-        max_new_tokens=6,
+        max_new_tokens=4,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=None,
@@ -140,6 +129,7 @@ def test_left_padded_batches_decode_with_a_cache_as_without(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("student", ["all"], indirect=True)
 def test_a_saved_student_loads_with_equal_logits(
     student: Student, adapter: TransformersAdapter, family: Family, tmp_path: Path
 ) -> None:

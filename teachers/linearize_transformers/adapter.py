@@ -43,9 +43,13 @@ class TransformersAdapter:
         return config
 
     @functools.cached_property
+    def _empty_model(self) -> Any:
+        """Every module and no weight."""
+        return empty_model(self.config)
+
+    @functools.cached_property
     def _found(self) -> dict[int, FoundSite]:
-        self._model_class = type(model := empty_model(self.config))
-        return {found.site.index: found for found in find_sites(model)}
+        return {found.site.index: found for found in find_sites(self._empty_model)}
 
     @property
     def takes_images(self) -> bool:
@@ -122,12 +126,11 @@ class TransformersAdapter:
 
     @functools.cached_property
     def _batcher(self) -> Batcher:
-        self.sites()  # sets the model's class
         ends = [self._tokenizer.convert_ids_to_tokens(token) for token in self._end_ids()]
         return Batcher(
             self._processor,
             Template(self._processor, takes_images=self.takes_images, end_marks=[end for end in ends if end]),
-            input_names=inspect.signature(self._model_class.forward).parameters,
+            input_names=inspect.signature(self._empty_model.forward).parameters,
             image_token_id=self._image_token_id() if self.takes_images else None,
         )
 
@@ -135,9 +138,7 @@ class TransformersAdapter:
         """Tokens that end an answer: the tokenizer's and those of generation_config.json."""
         ends = {self._tokenizer.eos_token_id}
         try:
-            listed = GenerationConfig.from_pretrained(
-                self.options.checkpoint, revision=self.options.revision
-            ).eos_token_id
+            listed = GenerationConfig.from_pretrained(self._location, revision=self.options.revision).eos_token_id
         except (OSError, ValueError):  # most checkpoints have one, none needs one
             listed = None
         ends |= set(listed) if isinstance(listed, list) else {listed}
@@ -154,18 +155,24 @@ class TransformersAdapter:
                 return int(token)
         return None
 
-    def _read(self, what: str, read: Callable[..., Any], **options: Any) -> Any:
+    @functools.cached_property
+    def _location(self) -> str:
+        """The folder, or the hub id."""
         checkpoint = self.options.checkpoint
         folder = Path(checkpoint).expanduser()
         if folder.is_dir():
-            checkpoint = str(folder)
-        elif folder.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1:
+            return str(folder)
+        if folder.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1:
             raise CheckpointError(
                 f"teacher.checkpoint is '{checkpoint}', but there is no such folder; give a folder with a config.json, "
                 "or a hub id such as 'HuggingFaceTB/SmolVLM-256M-Instruct'"
             )
+        return checkpoint
+
+    def _read(self, what: str, read: Callable[..., Any], **options: Any) -> Any:
+        location = self._location
         try:
-            return read(checkpoint, revision=self.options.revision, **options)
+            return read(location, revision=self.options.revision, **options)
         except Exception as error:
             needs_package = isinstance(error, ImportError) or "torchvision" in str(error)
             hint = " pip install 'linearize[vision]' brings what processors need." if needs_package else ""

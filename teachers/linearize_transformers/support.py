@@ -55,8 +55,8 @@ TEXT_FAMILIES = (
     text("mistral", sliding_window=6),
     text("smollm3", num_hidden_layers=4, no_rope_layer_interval=2, no_rope_layers=None),
     text("olmo2"),
-    text("gemma2", query_pre_attn_scalar=8, **SLIDING),
-    text("gemma3_text", query_pre_attn_scalar=8, **SLIDING),
+    text("gemma2", query_pre_attn_scalar=8, tie_word_embeddings=True, **SLIDING),
+    text("gemma3_text", query_pre_attn_scalar=8, tie_word_embeddings=True, **SLIDING),
     text("phi3", sliding_window=None),
     text("gpt_neox", rotary_pct=0.5),
     text("cohere", use_qk_norm=True),
@@ -104,7 +104,8 @@ def vlm(
 
 
 VISION_FAMILIES = (
-    vlm("smolvlm", "llama", IDEFICS, tokens=TILES, image_token_id=IMAGE, scale_factor=2),
+    vlm("smolvlm", "llama", IDEFICS, tokens=TILES, image_token_id=IMAGE, scale_factor=2, tie_word_embeddings=True,
+        text={"tie_word_embeddings": True}),
     vlm("idefics3", "llama", IDEFICS, tokens=TILES, image_token_id=IMAGE, scale_factor=2),
     vlm("llava", "llama", CLIP, image_token_id=IMAGE, image_token_index=IMAGE, vision_feature_layer=-1,
         vision_feature_select_strategy="default", image_seq_length=16),
@@ -151,7 +152,8 @@ VISION_FAMILIES = (
         vq_config={"embed_dim": 4, "num_embeddings": 16, "latent_channels": 8, "base_channels": 32,
                    "channel_multiplier": [1, 1], "num_res_blocks": 1, "num_patches": 4, "projection_dim": 32,
                    "image_token_embed_dim": 32}),
-    vlm("gemma3", "gemma3_text", SIGLIP, image="<start_of_image>", text={"query_pre_attn_scalar": 8, **SLIDING},
+    vlm("gemma3", "gemma3_text", SIGLIP, image="<start_of_image>", tie_word_embeddings=True,
+        text={"query_pre_attn_scalar": 8, "tie_word_embeddings": True, **SLIDING},
         tokens=("<image_soft_token>", "<start_of_image>", "<end_of_image>"), image_token_index=IMAGE,
         boi_token_index=IMAGE + 1, eoi_token_index=IMAGE + 2, mm_tokens_per_image=4,
         caveat=BOTH_WAYS.format(what="tokens of an image")),

@@ -18,3 +18,7 @@ def test_the_page_of_teachers_is_current() -> None:
         "docs/teachers.md is stale: python -m linearize_transformers.matrix > docs/teachers.md"
     )
     assert all(f"| `{family.model_type}` |" in written for family in FAMILIES)
+
+
+def test_the_readme_counts_the_families() -> None:
+    assert f"{len(FAMILIES)} families of them tested" in (PAGE.parents[1] / "README.md").read_text(encoding="utf-8")

@@ -35,6 +35,7 @@ class AttentionSite:
         value_dim: V, width of one value head.
         output_projection: attribute of the attention module that holds the nn.Linear from N*V to D.
         cache_argument: keyword under which the decoder passes its cache to the attention.
+        has_rope: whether the attention turns queries and keys; where not, mixers get no position.
     """
 
     index: int
@@ -50,6 +51,7 @@ class AttentionSite:
     output_projection: str = "o_proj"
     num_layers: int = 0
     cache_argument: str = "past_key_values"
+    has_rope: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

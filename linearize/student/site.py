@@ -96,7 +96,7 @@ class LinearizedAttention(nn.Module):
         y_BTNV, state = self.mixer(
             x_BTD,
             valid_BT=self._validity(x_BTD, kwargs, 0 if slot is None else slot.seen),
-            position=kwargs.get("position_embeddings"),
+            position=self._position(kwargs),
             state=slot.states if slot is not None and slot.seen else None,
         )
         if slot is not None:
@@ -126,11 +126,14 @@ class LinearizedAttention(nn.Module):
                 x_BTD=x_BTD.detach(),
                 target_BTNV=projected[0].unflatten(-1, (self.site.num_heads, self.site.value_dim)),
                 valid_BT=valid_BT,
-                position=kwargs.get("position_embeddings"),
+                position=self._position(kwargs),
             ),
             self.mixer,
         )
         return output
+
+    def _position(self, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
+        return kwargs.get("position_embeddings") if self.site.has_rope else None
 
     def _validity(self, x_BTD: Tensor, kwargs: dict[str, Any], seen: int) -> Tensor | None:
         valid_BT = token_validity(kwargs.get("attention_mask"), x_BTD.shape[1], seen)

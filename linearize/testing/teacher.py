@@ -13,8 +13,7 @@ large enough that every one of them matters. Letters: B batch, T tokens, D model
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
@@ -24,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from linearize.data.conversation import IMAGE_MARK, Conversation, Turn
 from linearize.distill.objectives import LogitKl
@@ -36,6 +34,7 @@ from linearize.student.convert import convert, linearized_sites, set_linear, tea
 from linearize.student.mixers import build_mixer
 from linearize.student.modeling import load_student, save_student, student_state
 from linearize.testing.attention import attend, first_angles
+from linearize.testing.watching import attention_calls, record_sites
 
 READERS = (
     "torch.load",
@@ -134,7 +133,7 @@ class TeacherConformance:
         batch = adapter.batch(self.text_conversations()[:1])
         decoder = model.get_decoder()
         root = next(name for name, module in model.named_modules() if module is decoder)
-        with _attention_calls(model) as calls, torch.no_grad():
+        with attention_calls(model) as calls, torch.no_grad():
             model(**batch.inputs, use_cache=False)
         paths = [site.path for site in adapter.sites()]
         seen = [next((path for path in paths if _inside(call, path)), "") for call in calls]
@@ -154,7 +153,7 @@ class TeacherConformance:
         """Projections, biases, norms, scale, rotary embedding, window and soft cap, by attention written out."""
         model = _load(adapter)
         batch = adapter.batch(self.text_conversations()[1:])
-        calls = _record(model, adapter.sites(), batch)
+        calls = record_sites(model, adapter.sites(), batch)
         for site in adapter.sites():
             weights = adapter.weights(model, site)
             _check_shapes(weights, site)
@@ -380,78 +379,3 @@ def _check_shapes(weights: Any, site: AttentionSite) -> None:
         "v": (values, site.hidden_size),
         "o": (site.hidden_size, site.num_heads * site.value_dim),
     }
-
-
-Call = tuple[Tensor, tuple[Tensor, Tensor] | None, Tensor, Tensor]
-
-
-def _record(model: Any, sites: Sequence[AttentionSite], batch: Batch) -> dict[int, Call]:
-    """Per site: its input, its angles, what its output projection got, and what came out."""
-    inputs: dict[int, tuple[Tensor, Any]] = {}
-    before: dict[int, Tensor] = {}
-    calls: dict[int, Call] = {}
-
-    def watch(site: AttentionSite) -> list[Any]:
-        attention = model.get_submodule(site.path)
-        projection = attention.get_submodule(site.output_projection)
-
-        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            inputs[site.index] = (args[0] if args else kwargs["hidden_states"], kwargs.get("position_embeddings"))
-
-        def project(_: nn.Module, args: tuple[Any, ...]) -> None:
-            before[site.index] = args[0]
-
-        def leave(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            calls[site.index] = (*inputs[site.index], before[site.index], output[0])
-
-        return [
-            attention.register_forward_pre_hook(enter, with_kwargs=True),
-            projection.register_forward_pre_hook(project),
-            attention.register_forward_hook(leave),
-        ]
-
-    hooks = [hook for site in sites for hook in watch(site)]
-    try:
-        _logits(model, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return calls
-
-
-class _AttentionCounter(TorchFunctionMode):
-    """Notes the module in whose forward each softmax attention is computed."""
-
-    def __init__(self, stack: list[str], calls: list[str]) -> None:
-        super().__init__()
-        self.stack, self.calls = stack, calls
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        is_softmax = func in (F.softmax, torch.softmax, Tensor.softmax) and args[0].dim() == 4
-        if func is F.scaled_dot_product_attention or is_softmax:
-            self.calls.append(self.stack[-1])
-        with torch._C.DisableTorchFunction():
-            return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def _attention_calls(model: nn.Module) -> Iterator[list[str]]:
-    """Inside, the path of the module that computes each softmax attention is collected, in order."""
-    stack, calls = [""], list[str]()
-
-    def enter(path: str) -> Any:
-        return lambda *_: stack.append(path)
-
-    def leave(*_: Any) -> None:
-        stack.pop()
-
-    hooks = []
-    for path, module in model.named_modules():
-        hooks.append(module.register_forward_pre_hook(enter(path)))
-        hooks.append(module.register_forward_hook(leave))
-    try:
-        with _AttentionCounter(stack, calls):
-            yield calls
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -69,6 +69,8 @@ FORMS = (
     Form(name="fused qkv in blocks", projections=("qkv_proj",), output="o_proj", split=split_blocks),
     Form(name="fused qkv per head", projections=("query_key_value",), output="dense", split=split_per_head),
 )
+ROPE_WITH_WINDOW_ONLY = frozenset({"Cohere2Attention"})
+"""Attentions that turn queries and keys where they have a sliding window and nowhere else."""
 ROTATIONS = ("rotate_half_llm", "rotate_half")
 """Functions that turn pairs of numbers; where a module has the first, the other one is its vision tower's."""
 NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"))
@@ -187,6 +189,13 @@ def read_norm(norm: nn.Module, shape: tuple[int, ...]) -> NormFacts:
         bias=bias.to(reference.dtype) if bool(bias.abs().max() > 0) else None,
         eps=eps,
     )
+
+
+def has_rope(attention: Any) -> bool:
+    """Whether the site turns queries and keys; some layers of some models do not (NoPE)."""
+    if type(attention).__name__ in ROPE_WITH_WINDOW_ONLY:
+        return attention.sliding_window is not None
+    return bool(getattr(attention, "use_rope", True))
 
 
 def rotary_style(attention: nn.Module) -> Literal["half", "interleaved"]:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from linearize.protocols import AttentionWeights
-from linearize_transformers.attention import find_norms, read_norm, rotary_style, separate
+from linearize_transformers.attention import find_norms, has_rope, read_norm, rotary_style, separate
 from linearize_transformers.sites import FoundSite
 
 
@@ -68,17 +68,6 @@ def _rope_theta(attention: Any, found: FoundSite, config: Any) -> float | None:
     parameters = parameters.get(layer_type(found, config), parameters)
     theta = parameters.get("rope_theta")
     return None if theta is None else float(theta)
-
-
-ROPE_WITH_WINDOW_ONLY = frozenset({"Cohere2Attention"})
-"""Attentions that turn queries and keys where they have a sliding window and nowhere else."""
-
-
-def has_rope(attention: Any) -> bool:
-    """Whether the site turns queries and keys; some layers of some models do not (NoPE)."""
-    if type(attention).__name__ in ROPE_WITH_WINDOW_ONLY:
-        return attention.sliding_window is not None
-    return bool(getattr(attention, "use_rope", True))
 
 
 def _norm_shape(norm: nn.Module) -> tuple[int, ...]:

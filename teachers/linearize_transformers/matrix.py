@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING
 
-from linearize_transformers.attention import find_norms
-from linearize_transformers.facts import has_rope, window
+from linearize_transformers.attention import find_norms, has_rope
+from linearize_transformers.facts import window
 from linearize_transformers.models import empty_model
 from linearize_transformers.sites import REFUSALS, FoundSite, find_sites
 from linearize_transformers.support import FAMILIES, UNTESTED, Family

@@ -15,7 +15,16 @@ from torch import nn
 
 from linearize.errors import CheckpointError
 from linearize.protocols import AttentionSite
-from linearize_transformers.attention import FORMS, Form, HeadShape, find_form, fits, head_shape, unclaimed_tensors
+from linearize_transformers.attention import (
+    FORMS,
+    Form,
+    HeadShape,
+    find_form,
+    fits,
+    has_rope,
+    head_shape,
+    unclaimed_tensors,
+)
 
 ATTENTION_NAMES = ("self_attn", "attention", "attn")
 OTHER_MIXERS = ("linear_attn", "conv", "short_conv", "mamba", "cross_attn")
@@ -152,6 +161,7 @@ def _site(attention: nn.Module, place: _Place, config: Any) -> FoundSite:
         value_dim=shape.value_dim,
         output_projection=form.output,
         cache_argument=next(name for name in CACHE_ARGUMENTS if name in parameters),
+        has_rope=has_rope(attention),
     )
     return FoundSite(site, form, shape)
 

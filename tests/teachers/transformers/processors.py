@@ -32,7 +32,7 @@ class StillsOnly(BaseVideoProcessor):
 
 if not is_torchvision_available():
     video_processing_auto.AutoVideoProcessor.from_pretrained = StillsOnly.from_pretrained
-    transformers.VideoProcessorMixin = BaseVideoProcessor
+    transformers.VideoProcessorMixin = transformers.BaseVideoProcessor = BaseVideoProcessor  # since 5.23, and before
 # SmolVLM's processor spells out the number of video frames and does not start without the package that does it.
 smolvlm.num2words = smolvlm.num2words or str
 

@@ -13,6 +13,7 @@ import torch
 from linearize_transformers.adapter import TransformersAdapter
 from linearize_transformers.support import TURN_END, Family
 from PIL import Image
+from torch import nn
 from transformers import GenerationConfig
 
 from linearize.data.conversation import Conversation, Turn
@@ -20,9 +21,10 @@ from linearize.distill.objectives import LayerMse, LogitKl
 from linearize.distill.options import LayerMseConfig, LogitKlConfig
 from linearize.plugins import Plugins
 from linearize.specs import MixerSpec, SeederSpec
-from linearize.student.convert import convert, linearized_sites, set_linear
+from linearize.student.convert import convert, linearized_sites, observe, set_linear
 from linearize.student.mixers import build_mixer
 from linearize.student.modeling import load_student, save_student
+from linearize.student.site import SiteCapture
 
 LAYOUTS = ("all", "every second")
 DECODING = {
@@ -138,3 +140,19 @@ def test_a_saved_student_loads_with_equal_logits(
     loaded = load_student(tmp_path / "student")
     assert loaded.config.model_type == f"linearize_{family.model_type}"
     assert torch.equal(loaded(**batch.inputs).logits, student.model(**batch.inputs).logits)
+
+
+@pytest.mark.parametrize("family", ["smollm3", "cohere2", "llama"], indirect=True)
+@pytest.mark.parametrize("student", ["all"], indirect=True)
+def test_mixers_get_the_position_where_the_attention_turns_by_it(
+    student: Student, adapter: TransformersAdapter, family: Family
+) -> None:
+    turned: dict[int, bool] = {}
+
+    def note(capture: SiteCapture, _: nn.Module) -> None:
+        turned[capture.site.index] = capture.position is not None
+
+    with observe(student.model, note, student.linear), torch.no_grad():
+        student.model(**adapter.batch(student.conversations).inputs)
+    without = {"smollm3": [1, 3], "cohere2": [1], "llama": []}[family.model_type]
+    assert [index for index, has_position in turned.items() if not has_position] == without

@@ -22,6 +22,7 @@ lint: $(VENV)/.installed-test
 
 docs: $(VENV)/.installed
 	$(BIN)/python -m linearize.recipe.reference > docs/recipe.md
+	$(BIN)/python -m linearize_transformers.matrix > docs/teachers.md
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

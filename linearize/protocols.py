@@ -34,6 +34,8 @@ class AttentionSite:
         key_dim: K, width of one query or key head.
         value_dim: V, width of one value head.
         output_projection: attribute of the attention module that holds the nn.Linear from N*V to D.
+        cache_argument: keyword under which the decoder passes its cache to the attention.
+        has_rope: whether the attention turns queries and keys; where not, mixers get no position.
     """
 
     index: int
@@ -48,6 +50,8 @@ class AttentionSite:
     value_dim: int
     output_projection: str = "o_proj"
     num_layers: int = 0
+    cache_argument: str = "past_key_values"
+    has_rope: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +61,15 @@ class AttentionWeights:
     Attributes:
         q: [N*K, D]. k: [M*K, D]. v: [M*V, D]. o: [D, N*V]. Rows are head-major; query head j reads key-value head
             j // (N//M).
+        q_norm, k_norm: what multiplies a normalised query and key: [K] or [N, K] over each head by itself, [N*K] over
+            all heads together (k: M for N). None without a norm.
+        q_norm_bias, k_norm_bias: what is added after that; in the same shapes.
+        norm: the kind of these norms; norm_eps: what they add to the mean square, or to the variance.
         scale: factor on q·k before the softmax.
         rope_theta: base of the rotary embedding; None without one.
-        window: sliding window in tokens; None for full causal attention.
+        rope_style: which numbers of a head turn together: "half": i and i + width/2; "interleaved": 2i and 2i + 1.
+        window: sliding window in tokens, the query's own included; None for full causal attention.
+        softcap: scores s become softcap * tanh(s / softcap); None: they stay.
     """
 
     q: Tensor
@@ -72,14 +82,21 @@ class AttentionWeights:
     o_bias: Tensor | None = None
     q_norm: Tensor | None = None
     k_norm: Tensor | None = None
+    q_norm_bias: Tensor | None = None
+    k_norm_bias: Tensor | None = None
+    norm: Literal["rms", "layer"] = "rms"
+    norm_eps: float = 1e-6
     scale: float
     rope_theta: float | None = None
+    rope_style: Literal["half", "interleaved"] = "half"
     window: int | None = None
+    softcap: float | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that is there, by field name: what a seeder has to account for."""
         named = {name: getattr(self, name) for name in
-                 ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias", "q_norm", "k_norm")}  # fmt: skip
+                 ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias",
+                  "q_norm", "k_norm", "q_norm_bias", "k_norm_bias")}  # fmt: skip
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 

@@ -60,11 +60,31 @@ class TeacherSpec(Spec):
     Attributes:
         model_types: the models that ``load`` returns, ``config.model_type`` -> "package.module:ModelClass"; a saved
             student builds on that class. Importing the module makes AutoProcessor know the family's processor.
+        model_types_from: for a teacher whose models cannot be listed here, "package.module:function"; the function
+            takes nothing and returns such a mapping. It is called when a student is saved or loaded, so it may import
+            what it likes. A type that some teacher lists in ``model_types`` is that teacher's.
     """
 
     kind: ClassVar[str] = "teacher"
 
     model_types: Mapping[str, str] = field(default_factory=dict, hash=False)
+    model_types_from: str = ""
+
+    def further_model_types(self) -> Mapping[str, str]:
+        """What ``model_types_from`` gives; empty without it.
+
+        Raises:
+            PluginError: the function cannot be imported, or gives no mapping.
+        """
+        if not self.model_types_from:
+            return {}
+        found = load_target(self.model_types_from, f"teacher '{self.name}'")()
+        if not isinstance(found, Mapping):
+            raise PluginError(
+                f"teacher '{self.name}' names {self.model_types_from}, which returned a {type(found).__name__}; a "
+                "mapping of model_type to 'package.module:ModelClass' was due"
+            )
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -41,10 +42,14 @@ def student_class(base_model_type: str) -> Any:
     teachers = Plugins.discover().registry.all(TeacherSpec)
     targets = {spec.model_types[base_model_type]: spec.name for spec in teachers if base_model_type in spec.model_types}
     if not targets:
+        further = {spec.name: spec.further_model_types() for spec in teachers}
+        targets = {types[base_model_type]: name for name, types in further.items() if base_model_type in types}
+    if not targets:
         known = sorted({model_type for spec in teachers for model_type in spec.model_types})
         raise CheckpointError(
             f"students of '{base_model_type}' models need a teacher plug-in that brings this model; the installed ones "
-            f"bring {', '.join(known) or 'none'}. Install the plug-in whose TeacherSpec names it in model_types."
+            f"bring {', '.join(known) or 'none'}{_and_more(further)}. Install the plug-in whose TeacherSpec names it "
+            "in model_types or model_types_from."
         )
     if len(targets) > 1:
         raise CheckpointError(
@@ -58,14 +63,37 @@ def student_class(base_model_type: str) -> Any:
 def register_students() -> None:
     """Makes AutoConfig and the AutoModel classes know the students of every installed teacher.
 
-    A teacher plug-in that cannot be imported is warned about and left out.
+    The classes of models that a teacher gives through ``model_types_from`` are made when a configuration asks for them:
+    there may be hundreds. A teacher plug-in that cannot be imported is warned about and left out.
     """
-    for spec in Plugins.discover().registry.all(TeacherSpec):
-        for model_type in spec.model_types:
-            try:
-                student_class(model_type)
-            except (PluginError, CheckpointError) as error:
-                warnings.warn(f"students of '{model_type}' models cannot be loaded: {error}", stacklevel=2)
+    teachers = Plugins.discover().registry.all(TeacherSpec)
+    listed = {model_type for spec in teachers for model_type in spec.model_types}
+    for model_type in sorted(listed):
+        try:
+            student_class(model_type)
+        except (PluginError, CheckpointError) as error:
+            warnings.warn(f"students of '{model_type}' models cannot be loaded: {error}", stacklevel=2)
+    for spec in teachers:
+        try:
+            further = spec.further_model_types()
+        except PluginError as error:
+            warnings.warn(f"students of further models cannot be loaded: {error}", stacklevel=2)
+            continue
+        for model_type in set(further) - listed:
+            AutoConfig.register(MODEL_TYPE_PREFIX + model_type, _deferred_config(model_type), exist_ok=True)
+
+
+def _deferred_config(base_model_type: str) -> Any:
+    """Stands in AutoConfig's table until a configuration of that type is read; then the real classes take over."""
+
+    def from_dict(cls: Any, config: dict[str, Any], /, **kwargs: Any) -> Any:
+        return student_class(base_model_type).config_class.from_dict(config, **kwargs)
+
+    return type("DeferredStudentConfig", (), {"from_dict": classmethod(from_dict), "__module__": __name__})
+
+
+def _and_more(further: Mapping[str, Mapping[str, str]]) -> str:
+    return "".join(f", and teacher '{name}' {len(types)} more" for name, types in further.items() if types)
 
 
 def remote_classes(base_model_type: str, module: str) -> tuple[Any, Any]:

@@ -74,7 +74,7 @@ class LinearizedAttention(nn.Module):
 
         Args:
             kwargs: whatever the decoder passes to its attention; the mixer reads ``attention_mask``,
-                ``position_embeddings`` and ``past_key_values``.
+                ``position_embeddings`` and the site's ``cache_argument``.
         """
         if self.runs_teacher and self.observer is not None:
             return self._observe(hidden_states, kwargs, self.observer)
@@ -96,13 +96,13 @@ class LinearizedAttention(nn.Module):
 
     def _mix(self, x_BTD: Tensor, kwargs: dict[str, Any]) -> Tensor:
         assert self.mixer is not None  # set_linear lets no site without a mixer become linear
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get(self.site.cache_argument)
         slot = None if cache is None else state_layer(cache, self.site.cache_index)
         num_tokens = x_BTD.shape[1]
         y_BTNV, state = self.mixer(
             x_BTD,
             valid_BT=self.validity(x_BTD, kwargs, 0 if slot is None else slot.seen),
-            position=kwargs.get("position_embeddings"),
+            position=self._position(kwargs),
             state=slot.states if slot is not None and slot.seen else None,
         )
         if slot is not None:
@@ -113,7 +113,7 @@ class LinearizedAttention(nn.Module):
 
     def _observe(self, x_BTD: Tensor, kwargs: dict[str, Any], observer: Observer) -> tuple[Tensor, Tensor | None]:
         assert self.mixer is not None  # observe() takes only sites with a mixer
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get(self.site.cache_argument)
         valid_BT = self.validity(x_BTD, kwargs, 0 if cache is None else cache.get_seq_length(self.site.cache_index))
         projected: list[Tensor] = []
         handle = self.o_proj.register_forward_pre_hook(lambda _, inputs: projected.append(inputs[0].detach()))
@@ -132,11 +132,14 @@ class LinearizedAttention(nn.Module):
                 x_BTD=x_BTD.detach(),
                 target_BTNV=projected[0].unflatten(-1, (self.site.num_heads, self.site.value_dim)),
                 valid_BT=valid_BT,
-                position=kwargs.get("position_embeddings"),
+                position=self._position(kwargs),
             ),
             self.mixer,
         )
         return output
+
+    def _position(self, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+        return kwargs.get("position_embeddings") if self.site.has_rope else None
 
     def validity(self, x_BTD: Tensor, kwargs: Mapping[str, Any], seen: int = 0) -> Tensor | None:
         """[B, T] bool, False at pads, from the mask that the decoder passed; None where all tokens are real."""

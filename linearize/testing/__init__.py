@@ -1,4 +1,4 @@
-"""The conformance kit: what every mixer and every seeder has to keep, as test classes to inherit from.
+"""The conformance kit: what every mixer, seeder and teacher has to keep, as test classes to inherit from.
 
 Import it in a test file; it is no pytest plug-in and does nothing by itself. Needs pytest (``linearize[test]``).
 """
@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import pytest
 
-pytest.register_assert_rewrite("linearize.testing.mixers", "linearize.testing.seeders", "linearize.testing.numbers")
+pytest.register_assert_rewrite(
+    "linearize.testing.mixers", "linearize.testing.seeders", "linearize.testing.numbers", "linearize.testing.teacher"
+)
 
 from linearize.testing.mixers import MixerConformance  # noqa: E402
 from linearize.testing.seeders import SeederConformance  # noqa: E402
+from linearize.testing.teacher import TeacherConformance  # noqa: E402
 
-__all__ = ["MixerConformance", "SeederConformance"]
+__all__ = ["MixerConformance", "SeederConformance", "TeacherConformance"]

@@ -16,11 +16,13 @@ from linearize_hovle.configuration import HovleConfig, HovleEmbeddingConfig
 from linearize_hovle.modeling import HovleForConditionalGeneration
 from linearize_hovle.processing import HovleProcessor
 from linearize_hovle.tokenization import HovleTokenizer
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+from linearize.errors import CheckpointError, PluginError
 from linearize.plugins import Plugins
+from linearize.protocols import AttentionSite
 from linearize.specs import MixerSpec, TeacherSpec
-from linearize.student.classes import register_students
+from linearize.student.classes import register_students, student_class
 from linearize.student.convert import convert, set_linear
 from linearize.student.mixers import build_mixer
 from linearize.student.modeling import save_student
@@ -172,3 +174,68 @@ def test_a_teacher_that_cannot_be_imported_is_warned_about(plugins: Plugins) -> 
     plugins.registry.registrar("broken")(broken)
     with pytest.warns(UserWarning, match="students of 'broken' models cannot be loaded: .*no_such_package"):
         register_students()
+
+
+def further_models() -> dict[str, str]:
+    """What an open-ended teacher gives when a student is saved or loaded."""
+    return {"mistral": "transformers:MistralForCausalLM", "llama": "transformers:LlamaForSequenceClassification"}
+
+
+def no_models() -> list[str]:
+    return ["mistral"]
+
+
+def _open_ended(plugins: Plugins, target: str) -> None:
+    spec = TeacherSpec(name="open", build="none:none", source="https://example.org", model_types_from=target)
+    plugins.registry.remove_owner("transformers")
+    plugins.registry.registrar("open")(spec)
+
+
+def test_models_that_a_teacher_does_not_list_are_made_when_they_are_asked_for(plugins: Plugins) -> None:
+    _open_ended(plugins, f"{__name__}:further_models")
+    assert issubclass(student_class("mistral"), MistralForCausalLM)
+    # The toy teacher lists this one.
+    assert issubclass(student_class("llama"), LlamaForCausalLM)
+    with pytest.raises(CheckpointError, match=r"and teacher 'open' 2 more\. Install the plug-in"):
+        student_class("gemma")
+
+
+def test_a_function_that_gives_no_models_is_the_plug_ins_fault(plugins: Plugins) -> None:
+    _open_ended(plugins, f"{__name__}:no_models")
+    with pytest.raises(PluginError, match="returned a list; a mapping of model_type"):
+        student_class("mistral")
+    with pytest.warns(UserWarning, match="students of further models cannot be loaded: .*returned a list"):
+        register_students()
+
+
+def test_auto_classes_load_students_of_models_that_no_teacher_lists(plugins: Plugins, tmp_path: Path) -> None:
+    """In a fresh interpreter, where nothing but linearize.auto has made a class."""
+    config = MistralConfig(
+        hidden_size=32, intermediate_size=40, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=61,
+    )  # fmt: skip
+    model = MistralForCausalLM(config).eval()
+    site = AttentionSite(
+        index=0, path="model.layers.0.self_attn", tower="language", layer=0, cache_index=0, hidden_size=32,
+        num_heads=4, num_key_value_heads=2, key_dim=8, value_dim=8,
+    )  # fmt: skip
+    spec = plugins.registry.get(MixerSpec, "mamba2")
+    mixer: Any = build_mixer(spec, spec.config_class()(), site)
+    mixer.initialize("scratch", torch.Generator().manual_seed(0))
+    convert(model, [site], {0: mixer})
+    with torch.no_grad():
+        torch.save(model(torch.arange(9)[None]).logits, tmp_path / "logits.pt")
+    save_student(model, tmp_path / "student")
+    done = _python(
+        """
+from transformers import AutoModelForCausalLM
+import linearize.auto
+model = AutoModelForCausalLM.from_pretrained(folder)
+assert type(model).__name__ == "LinearizedMistralForCausalLM", type(model)
+with torch.no_grad():
+    assert torch.equal(model(torch.arange(9)[None]).logits, torch.load(folder + "/../logits.pt"))
+""",
+        tmp_path / "student",
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr

@@ -249,6 +249,7 @@ def _add_teacher(plugins: Plugins, target: str) -> None:
 def test_mixers_and_teachers_that_are_not_installed_are_named(llama: Any, plugins: Plugins, tmp_path: Path) -> None:
     save_student(llama.convert(), tmp_path)
     plugins.registry.remove_owner("toy")
+    plugins.registry.remove_owner("transformers")
     with pytest.raises(CheckpointError, match="students of 'llama' models need a teacher plug-in"):
         load_student(tmp_path)
     _add_teacher(plugins, "transformers:LlamaForCausalLM")

@@ -1,0 +1,181 @@
+"""The teacher adapter of the transformers library: what linearize asks of a teacher, for any decoder-only model."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTokenizer, GenerationConfig
+
+from linearize.data.conversation import Conversation
+from linearize.errors import CheckpointError
+from linearize.protocols import AttentionSite, AttentionWeights, Batch
+from linearize_transformers.batching import Batcher
+from linearize_transformers.config import TransformersTeacherConfig
+from linearize_transformers.facts import attention_weights
+from linearize_transformers.models import auto_class, empty_model
+from linearize_transformers.prompt import Template
+from linearize_transformers.sites import FoundSite, find_sites
+from linearize_transformers.support import caveats
+
+
+class TransformersAdapter:
+    """One checkpoint of the transformers library as a teacher. Nothing is read before it is asked for."""
+
+    def __init__(self, config: TransformersTeacherConfig) -> None:
+        self.options = config
+
+    @functools.cached_property
+    def config(self) -> Any:
+        """The checkpoint's configuration; reads config.json alone.
+
+        Raises:
+            CheckpointError: there is no such folder or hub id, or its configuration cannot be read.
+        """
+        config = self._read("configuration", AutoConfig.from_pretrained)
+        auto_class(config)
+        return config
+
+    @functools.cached_property
+    def _empty_model(self) -> Any:
+        """Every module and no weight."""
+        return empty_model(self.config)
+
+    @functools.cached_property
+    def _found(self) -> dict[int, FoundSite]:
+        return {found.site.index: found for found in find_sites(self._empty_model)}
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether the checkpoint's processor is more than a tokenizer."""
+        return self._tokenizer is not self._processor
+
+    def sites(self) -> list[AttentionSite]:
+        """Every softmax self-attention of the decoder, in execution order; from config.json alone.
+
+        Raises:
+            CheckpointError: the model cannot be converted; says which part of it and why.
+        """
+        return [found.site for found in self._found.values()]
+
+    def load(self, *, dtype: torch.dtype, device: torch.device | str) -> Any:
+        """The model in eval mode."""
+        for caveat in caveats(self.config):
+            warnings.warn(caveat, stacklevel=2)
+        chosen = {} if self.options.attention == "auto" else {"attn_implementation": self.options.attention}
+        model = self._read("model", auto_class(self.config).from_pretrained, dtype=dtype, **chosen)
+        generation = model.generation_config
+        if generation.pad_token_id is None:
+            generation.pad_token_id = self._tokenizer.pad_token_id
+        if generation.eos_token_id is None:
+            generation.eos_token_id = self._tokenizer.eos_token_id
+        return model.to(device).eval()
+
+    def processor(self) -> Any:
+        """The checkpoint's processor, or the tokenizer of a text model."""
+        return self._processor
+
+    def weights(self, model: Any, site: AttentionSite) -> AttentionWeights:
+        """The projections of a site that holds its attention, or a replacement with the same attribute names."""
+        text_config = model.config.get_text_config(decoder=True)
+        return attention_weights(model.get_submodule(site.path), self._found[site.index], text_config)
+
+    def batch(self, conversations: Sequence[Conversation], *, for_generation: bool = False) -> Batch:
+        """Whole conversations right-padded, or for generation left-padded prompts up to the last question."""
+        return self._batcher.batch(conversations, for_generation=for_generation)
+
+    def num_tokens(self, conversation: Conversation) -> int:
+        """How many tokens ``batch`` makes of a conversation; images are counted by their sizes."""
+        return self._batcher.num_tokens(conversation)
+
+    def decode(self, ids_BT: Tensor) -> list[str]:
+        """The text of generated ids, special tokens stripped."""
+        texts: list[str] = self._tokenizer.batch_decode(ids_BT, skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    @functools.cached_property
+    def _processor(self) -> Any:
+        is_text_model = auto_class(self.config) is AutoModelForCausalLM
+        auto: Any = AutoTokenizer if is_text_model else AutoProcessor
+        processor = self._read(
+            "tokenizer" if is_text_model else "processor", auto.from_pretrained, **self.options.processor
+        )
+        if self.options.chat_template:
+            processor.chat_template = self.options.chat_template
+        tokenizer = getattr(processor, "tokenizer", processor)
+        if processor.chat_template is None:
+            processor.chat_template = tokenizer.chat_template
+        if processor.chat_template is None:
+            raise CheckpointError(
+                f"{self.options.checkpoint} has no chat template, so conversations cannot be written as it expects "
+                "them; set teacher.chat_template to Jinja text or a file that holds it"
+            )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return processor
+
+    @property
+    def _tokenizer(self) -> Any:
+        return getattr(self._processor, "tokenizer", self._processor)
+
+    @functools.cached_property
+    def _batcher(self) -> Batcher:
+        ends = [self._tokenizer.convert_ids_to_tokens(token) for token in self._end_ids()]
+        return Batcher(
+            self._processor,
+            Template(self._processor, takes_images=self.takes_images, end_marks=[end for end in ends if end]),
+            input_names=inspect.signature(self._empty_model.forward).parameters,
+            image_token_id=self._image_token_id() if self.takes_images else None,
+        )
+
+    def _end_ids(self) -> list[int]:
+        """Tokens that end an answer: the tokenizer's and those of generation_config.json."""
+        ends = {self._tokenizer.eos_token_id}
+        try:
+            listed = GenerationConfig.from_pretrained(self._location, revision=self.options.revision).eos_token_id
+        except (OSError, ValueError):  # most checkpoints have one, none needs one
+            listed = None
+        ends |= set(listed) if isinstance(listed, list) else {listed}
+        return sorted(end for end in ends if end is not None)
+
+    def _image_token_id(self) -> int | None:
+        for owner, name in (
+            (self.config, "image_token_id"),
+            (self.config, "image_token_index"),
+            (self._processor, "image_token_id"),
+        ):
+            token = getattr(owner, name, None)
+            if token is not None:
+                return int(token)
+        return None
+
+    @functools.cached_property
+    def _location(self) -> str:
+        """The folder, or the hub id."""
+        checkpoint = self.options.checkpoint
+        folder = Path(checkpoint).expanduser()
+        if folder.is_dir():
+            return str(folder)
+        if folder.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1:
+            raise CheckpointError(
+                f"teacher.checkpoint is '{checkpoint}', but there is no such folder; give a folder with a config.json, "
+                "or a hub id such as 'HuggingFaceTB/SmolVLM-256M-Instruct'"
+            )
+        return checkpoint
+
+    def _read(self, what: str, read: Callable[..., Any], **options: Any) -> Any:
+        location = self._location
+        try:
+            return read(location, revision=self.options.revision, **options)
+        except Exception as error:
+            needs_package = isinstance(error, ImportError) or "torchvision" in str(error)
+            hint = " pip install 'linearize[vision]' brings what processors need." if needs_package else ""
+            raise CheckpointError(
+                f"the {what} of '{self.options.checkpoint}' cannot be read: {type(error).__name__}: {error}{hint}"
+            ) from error

@@ -1,0 +1,117 @@
+"""docs/teachers.md, made from the table that the tests run over: ``python -m linearize_transformers.matrix``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import CONFIG_MAPPING
+
+from linearize_transformers.attention import find_norms, has_rope
+from linearize_transformers.facts import window
+from linearize_transformers.models import empty_model
+from linearize_transformers.sites import REFUSALS, FoundSite, find_sites
+from linearize_transformers.support import FAMILIES, UNTESTED, Family
+
+PAGE = """# Teachers of the transformers library
+
+`type = "transformers"` takes any decoder-only vision-language model or text LLM of transformers whose attention
+modules it understands to the last tensor. It looks at the model's modules, not at a list of names; this page is what
+the tests have tried. It is made by `python -m linearize_transformers.matrix > docs/teachers.md`, from the table that
+those tests run over.
+
+```toml
+[teacher]
+type = "transformers"
+checkpoint = "HuggingFaceTB/SmolVLM-256M-Instruct"   # or a folder
+```
+
+Conversations go through the checkpoint's own chat template and processor; the loss covers answers and the token that
+ends them. Processors of models that also take videos need `pip install 'linearize[vision]'`, even for still images.
+
+## Tested
+
+Each on a tiny random model of its own class, two layers or more, with its real processor class and images where it
+takes them, with all sites linear and with every second one: the teacher route is equal bit for bit; one step of
+`layer_mse` and one of `logit_kl` give finite gradients to mixers alone; a left-padded batch decodes with a cache as
+without, greedily, by sampling and with beams; a saved student loads with equal logits; and all of
+`linearize.testing.TeacherConformance`.
+
+| model type | images | attention, as stored | sites at | norms | window | positions | caveat |
+|---|---|---|---|---|---|---|---|
+{rows}
+
+{caveats}
+
+In these tests a stand-in takes the place of video processors, which need torchvision; still images never reach them.
+
+## Not tested
+
+There is no test that runs everything above on:
+
+{untested}
+
+## Refused
+
+A model is refused by its configuration, before a weight is loaded, when one of its attention modules has
+
+{refusals}
+- a tensor that is neither projection nor norm of queries and keys, or projections that do not fit its heads;
+- an argument without default that the decoders above do not pass;
+
+or when no layer has softmax self-attention, the decoder reads an encoder's keys and values, or layers hold neither
+attention nor a mixer that is known. In a hybrid, the layers that are linear already are left alone and only those
+with softmax attention are sites.
+"""
+
+
+def support_page() -> str:
+    """The page as Markdown."""
+    noted = [family for family in FAMILIES if family.caveat]
+    return PAGE.format(
+        rows="\n".join(_row(family, noted) for family in FAMILIES),
+        caveats="\n".join(f"{number}. {family.caveat}." for number, family in enumerate(noted, start=1)),
+        untested="\n".join(f"- `{name}`: {why}." for name, why in UNTESTED.items()),
+        refusals="\n".join(f"- {why};" for _, why in REFUSALS),
+    )
+
+
+def _row(family: Family, noted: list[Family]) -> str:
+    config = CONFIG_MAPPING[family.model_type](**family.config)
+    model = empty_model(config)
+    found = find_sites(model)
+    text_config = config.get_text_config(decoder=True)
+    modules = [model.get_submodule(one.site.path) for one in found]
+    windows = {window(module, one, text_config) for module, one in zip(modules, found, strict=True)}
+    cells = (
+        f"`{family.model_type}`",
+        "yes" if family.image else "",
+        f"{type(modules[0]).__name__}: {found[0].form.name}",
+        f"`{_common_path(found)}`",
+        "q, k" if find_norms(modules[0])[0] is not None else "",
+        _windows(windows),
+        _positions(modules, text_config),
+        f"{noted.index(family) + 1}" if family.caveat else "",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _common_path(found: list[FoundSite]) -> str:
+    first = found[0].site
+    return first.path.replace(f".{first.layer}.", ".*.")
+
+
+def _windows(windows: set[int | None]) -> str:
+    if windows == {None}:
+        return ""
+    return "some sites" if None in windows else "all sites"
+
+
+def _positions(modules: list[Any], config: Any) -> str:
+    turned = [has_rope(module) for module in modules]
+    rope = getattr(config, "rope_parameters", None) or {}
+    kind = "mrope" if "mrope_section" in rope else "rotary"
+    return kind if all(turned) else f"{kind} at some sites"
+
+
+if __name__ == "__main__":
+    print(support_page(), end="")

@@ -1,0 +1,68 @@
+"""Which class loads which configuration, by transformers' own tables; and a configuration's model without weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
+
+from linearize.errors import CheckpointError
+
+# A type that both tables know is loaded with its images.
+TABLES: tuple[tuple[Any, Any], ...] = (
+    (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, AutoModelForImageTextToText),
+    (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, AutoModelForCausalLM),
+)
+
+
+def model_classes() -> dict[str, str]:
+    """``config.model_type`` -> "transformers:ModelClass" of every model that the adapter would load."""
+    classes: dict[str, str] = {}
+    for names, _ in TABLES:
+        for model_type, name in names.items():
+            classes.setdefault(model_type, f"transformers:{name if isinstance(name, str) else name[0]}")
+    return classes
+
+
+def auto_class(config: Any) -> Any:
+    """The Auto class that loads a model of this configuration.
+
+    Raises:
+        CheckpointError: transformers has neither a vision-language model nor a causal LLM for it, or it has an encoder
+            whose keys and values the decoder reads.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise CheckpointError(
+            f"'{config.model_type}' is an encoder-decoder model: its decoder reads an encoder's keys and values, which "
+            "a recurrence over its own tokens cannot stand in for; take a decoder-only model"
+        )
+    for names, auto in TABLES:
+        if config.model_type in names:
+            return auto
+    raise CheckpointError(
+        f"transformers has no vision-language model and no causal LLM of type '{config.model_type}'; take a checkpoint "
+        "of one of those, or write a teacher plug-in for it"
+    )
+
+
+def empty_model(config: Any) -> nn.Module:
+    """The model of a configuration on the meta device: every module, no weight.
+
+    Raises:
+        CheckpointError: its class cannot be built here, as when it needs a package that is not installed.
+    """
+    auto = auto_class(config)
+    try:
+        with torch.device("meta"):
+            model: nn.Module = auto.from_config(config)
+    except Exception as error:
+        raise CheckpointError(
+            f"a '{config.model_type}' model cannot be built from its configuration: {type(error).__name__}: {error}"
+        ) from error
+    return model

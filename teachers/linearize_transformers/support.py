@@ -1,0 +1,180 @@
+"""The families that the tests run on, as tiny configurations; docs/teachers.md is made from this table.
+
+A family that is not here is converted all the same when its modules are understood (see ``sites``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+VOCABULARY = 320
+PAD, BOS, EOS, TURN_START, TURN_END, IMAGE = range(6)
+"""Ids of the tests' tokenizer; a family's own special tokens begin at IMAGE."""
+
+TEXT: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512,
+    "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": TURN_END, "tie_word_embeddings": False,
+}  # fmt: skip
+SLIDING: dict[str, Any] = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+
+BOTH_WAYS = (
+    "its attention reads the {what} in both directions, a linear site only from left to right: the student sees less "
+    "at those tokens than the teacher did, and distillation has to make up for it"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One model type.
+
+    Attributes:
+        config: changes to the defaults of its configuration that make it tiny.
+        image: what the tests' chat template writes for an image; "" for a text model.
+        tokens: its special tokens, whose ids begin at IMAGE.
+        caveat: what a linear site cannot do that its attention does.
+    """
+
+    model_type: str
+    config: dict[str, Any] = field(hash=False)
+    image: str = ""
+    tokens: tuple[str, ...] = ()
+    caveat: str = ""
+
+
+def text(model_type: str, **changes: Any) -> Family:
+    """A text LLM of the common shape, with changes."""
+    return Family(model_type=model_type, config=TEXT | changes)
+
+
+TEXT_FAMILIES = (
+    text("llama"),
+    text("qwen2"),
+    text("qwen3"),
+    text("mistral", sliding_window=6),
+    text("smollm3", num_hidden_layers=4, no_rope_layer_interval=2, no_rope_layers=None),
+    text("olmo2"),
+    text("gemma2", query_pre_attn_scalar=8, tie_word_embeddings=True, **SLIDING),
+    text("gemma3_text", query_pre_attn_scalar=8, tie_word_embeddings=True, **SLIDING),
+    text("phi3", sliding_window=None),
+    text("gpt_neox", rotary_pct=0.5),
+    text("cohere", use_qk_norm=True),
+    text("cohere2", **SLIDING),
+    text("glm4"),
+    text("phi", partial_rotary_factor=0.5, qk_layernorm=True),
+    text("stablelm", partial_rotary_factor=0.5, use_qkv_bias=True),
+    text("starcoder2", sliding_window=None),
+    text("granite", attention_multiplier=0.4),
+    text("persimmon", partial_rotary_factor=0.5),
+    text("qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16),
+    text("mixtral", num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
+    text("lfm2", num_hidden_layers=4, layer_types=["conv", "full_attention", "conv", "full_attention"]),
+)
+
+CLIP = {"model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "image_size": 16, "patch_size": 4, "projection_dim": 16}  # fmt: skip
+SIGLIP = {"model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+          "num_attention_heads": 2, "image_size": 16, "patch_size": 4, "vision_use_head": False}  # fmt: skip
+IDEFICS = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+           "image_size": 16, "patch_size": 4}  # fmt: skip
+QWEN = {"depth": 1, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+PINPOINTS = [[16, 32], [32, 16], [32, 32]]
+TILES = ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>",
+         *(f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)))  # fmt: skip
+QWEN_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+QWEN_IDS: dict[str, Any] = {"image_token_id": IMAGE, "video_token_id": IMAGE + 1, "vision_start_token_id": IMAGE + 2,
+            "vision_end_token_id": IMAGE + 3}  # fmt: skip
+
+
+def vlm(
+    model_type: str, text_type: str, vision: dict[str, Any], *, text: dict[str, Any] | None = None,
+    image: str = "<image>", tokens: tuple[str, ...] = ("<image>",), caveat: str = "", **changes: Any,
+) -> Family:  # fmt: skip
+    """A vision-language model around a text model of the common shape."""
+    config = {
+        "text_config": {"model_type": text_type, **TEXT, **(text or {})},
+        "vision_config": vision,
+        "tie_word_embeddings": False,
+        **changes,
+    }
+    return Family(model_type=model_type, config=config, image=image, tokens=tokens, caveat=caveat)
+
+
+VISION_FAMILIES = (
+    vlm("smolvlm", "llama", IDEFICS, tokens=TILES, image_token_id=IMAGE, scale_factor=2, tie_word_embeddings=True,
+        text={"tie_word_embeddings": True}),
+    vlm("idefics3", "llama", IDEFICS, tokens=TILES, image_token_id=IMAGE, scale_factor=2),
+    vlm("llava", "llama", CLIP, image_token_id=IMAGE, image_token_index=IMAGE, vision_feature_layer=-1,
+        vision_feature_select_strategy="default", image_seq_length=16),
+    vlm("llava_next", "mistral", CLIP, image_token_id=IMAGE, image_token_index=IMAGE, vision_feature_layer=-1,
+        vision_feature_select_strategy="default", image_grid_pinpoints=PINPOINTS),
+    vlm("llava_onevision", "qwen2", SIGLIP, tokens=("<image>", "<video>"), image_token_id=IMAGE,
+        image_token_index=IMAGE, video_token_index=IMAGE + 1, vision_feature_layer=-1,
+        vision_feature_select_strategy="full", image_grid_pinpoints=PINPOINTS, vision_aspect_ratio="anyres_max_9"),
+    vlm("internvl", "qwen2", IDEFICS | {"image_size": [16, 16], "patch_size": [4, 4]},
+        image="<IMG_CONTEXT>", tokens=("<IMG_CONTEXT>", "<img>", "</img>", "<video>"), image_token_id=IMAGE,
+        downsample_ratio=0.5, image_seq_length=4, vision_feature_layer=-1),
+    vlm("qwen2_vl", "qwen2_vl_text", QWEN | {"embed_dim": 16, "hidden_size": 32}, image=QWEN_IMAGE,
+        tokens=QWEN_TOKENS, text={"rope_parameters": MROPE}, **QWEN_IDS),
+    vlm("qwen2_5_vl", "qwen2_5_vl_text",
+        QWEN | {"hidden_size": 16, "intermediate_size": 16, "out_hidden_size": 32, "fullatt_block_indexes": [0],
+                "window_size": 16},
+        image=QWEN_IMAGE, tokens=QWEN_TOKENS, text={"rope_parameters": MROPE}, **QWEN_IDS),
+    vlm("qwen3_vl", "qwen3_vl_text",
+        QWEN | {"hidden_size": 16, "intermediate_size": 16, "out_hidden_size": 32, "num_position_embeddings": 16,
+                "deepstack_visual_indexes": [0]},
+        image=QWEN_IMAGE, tokens=QWEN_TOKENS, text={"rope_parameters": MROPE}, **QWEN_IDS),
+    vlm("qwen3_vl_moe", "qwen3_vl_moe_text",
+        QWEN | {"hidden_size": 16, "intermediate_size": 16, "out_hidden_size": 32, "num_position_embeddings": 16,
+                "deepstack_visual_indexes": [0]},
+        image=QWEN_IMAGE, tokens=QWEN_TOKENS, **QWEN_IDS,
+        text={"rope_parameters": MROPE, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}),
+    vlm("glm4v", "glm4v_text",
+        QWEN | {"hidden_size": 16, "intermediate_size": 16, "out_hidden_size": 32, "image_size": 16},
+        image="<|begin_of_image|><|image|><|end_of_image|>",
+        tokens=("<|image|>", "<|video|>", "<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>",
+                "<|end_of_video|>"),
+        text={"rope_parameters": MROPE}, image_token_id=IMAGE, video_token_id=IMAGE + 1, image_start_token_id=IMAGE + 2,
+        image_end_token_id=IMAGE + 3, video_start_token_id=IMAGE + 4, video_end_token_id=IMAGE + 5),
+    vlm("aya_vision", "cohere2", SIGLIP, text=SLIDING, image_token_index=IMAGE, downsample_factor=2,
+        tokens=("<|IMG_PATCH|>", "<image>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_LINE_BREAK|>", "TILE",
+                "TILE_GLOBAL", *(f"TILE_{number}" for number in range(1, 5)))),
+    vlm("ovis2", "qwen2", IDEFICS | {"vocab_size": 32, "hidden_stride": 2},
+        tokens=("<IMG_ATOM>", "<image>", "<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>"),
+        image_token_id=IMAGE, visual_indicator_token_ids=[IMAGE + 2 + number for number in range(5)],
+        vocab_size=VOCABULARY, hidden_size=32),
+    vlm("deepseek_vl", "llama", SIGLIP, image_token_id=IMAGE),
+    vlm("janus", "llama", IDEFICS | {"projection_dim": 32, "depth": 1, "num_image_tokens": 16}, image_token_id=IMAGE,
+        tokens=("<image>", "<begin_of_image>", "<end_of_image>"),
+        vq_config={"embed_dim": 4, "num_embeddings": 16, "latent_channels": 8, "base_channels": 32,
+                   "channel_multiplier": [1, 1], "num_res_blocks": 1, "num_patches": 4, "projection_dim": 32,
+                   "image_token_embed_dim": 32}),
+    vlm("gemma3", "gemma3_text", SIGLIP, image="<start_of_image>", tie_word_embeddings=True,
+        text={"query_pre_attn_scalar": 8, "tie_word_embeddings": True, **SLIDING},
+        tokens=("<image_soft_token>", "<start_of_image>", "<end_of_image>"), image_token_index=IMAGE,
+        boi_token_index=IMAGE + 1, eoi_token_index=IMAGE + 2, mm_tokens_per_image=4,
+        caveat=BOTH_WAYS.format(what="tokens of an image")),
+)  # fmt: skip
+FAMILIES = (*TEXT_FAMILIES, *VISION_FAMILIES)
+
+UNTESTED = {
+    "paligemma": "refused: its attention reads the whole prompt in both directions, and its processor knows a prefix "
+    "and a suffix, not conversations",
+    "mistral3, cohere2_vision, lfm2_vl": "their processors need torchvision, which the tests do without; their modules "
+    "are understood",
+    "fuyu, chameleon, emu3, mllama": "not tried with images yet: their processors make other inputs, or write more "
+    "than their chat template says",
+}
+"""Model types that somebody may look for -> why they are not in the table."""
+
+
+def caveats(config: Any) -> list[str]:
+    """What to tell before a model of this configuration is converted."""
+    return [
+        f"'{family.model_type}': {family.caveat}"
+        for family in FAMILIES
+        if family.caveat and family.model_type == config.model_type
+    ]

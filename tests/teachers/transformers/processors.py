@@ -1,0 +1,176 @@
+"""Real processor classes of the families with images, around the tests' tokenizer and images of a few pixels.
+
+Video processors need torchvision, which a CPU installation of these tests lacks, and a still image never reaches them:
+``StillsOnly`` stands in for them, and for nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import transformers
+import transformers.models.smolvlm.processing_smolvlm as smolvlm
+from checkpoints import make_tokenizer
+from linearize_transformers.support import Family
+from transformers.models.auto import video_processing_auto
+from transformers.utils import is_torchvision_available
+from transformers.video_processing_utils import BaseVideoProcessor
+
+
+class StillsOnly(BaseVideoProcessor):
+    """A video processor that holds the options which processors ask of theirs, and what AutoVideoProcessor finds."""
+
+    merge_size = 2
+    temporal_patch_size = 2
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> StillsOnly:
+        del args, kwargs
+        return cls()
+
+
+if not is_torchvision_available():
+    video_processing_auto.AutoVideoProcessor.from_pretrained = StillsOnly.from_pretrained
+    transformers.VideoProcessorMixin = transformers.BaseVideoProcessor = BaseVideoProcessor  # since 5.23, and before
+# SmolVLM's processor spells out the number of video frames and does not start without the package that does it.
+smolvlm.num2words = smolvlm.num2words or str
+
+
+def _pil(name: str, **options: Any) -> Any:
+    return getattr(transformers, f"{name}ImageProcessorPil")(**options)
+
+
+def _idefics3(tokenizer: Any, template: str) -> Any:
+    images = _pil("Idefics3", size={"longest_edge": 32}, max_image_size={"longest_edge": 16})
+    return transformers.Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=template)
+
+
+def _smolvlm(tokenizer: Any, template: str) -> Any:
+    images = _pil("SmolVLM", size={"longest_edge": 32}, max_image_size={"longest_edge": 16})
+    return transformers.SmolVLMProcessor(images, tokenizer, StillsOnly(), image_seq_len=4, chat_template=template)
+
+
+def _llava(tokenizer: Any, template: str) -> Any:
+    square = {"height": 16, "width": 16}
+    images = _pil("CLIP", size={"shortest_edge": 16}, crop_size=square)
+    return transformers.LlavaProcessor(
+        images, tokenizer, patch_size=4, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=template,
+    )  # fmt: skip
+
+
+PINPOINTS = [[16, 32], [32, 16], [32, 32]]
+
+
+def _llava_next(tokenizer: Any, template: str) -> Any:
+    images = _pil(
+        "LlavaNext", size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}, image_grid_pinpoints=PINPOINTS
+    )
+    return transformers.LlavaNextProcessor(
+        images, tokenizer, patch_size=4, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=template,
+    )  # fmt: skip
+
+
+def _llava_onevision(tokenizer: Any, template: str) -> Any:
+    images = _pil("LlavaOnevision", size={"height": 16, "width": 16}, image_grid_pinpoints=PINPOINTS)
+    return transformers.LlavaOnevisionProcessor(
+        images, tokenizer, StillsOnly(), num_image_tokens=16, vision_feature_select_strategy="full",
+        chat_template=template,
+    )  # fmt: skip
+
+
+def _internvl(tokenizer: Any, template: str) -> Any:
+    images = _pil("GotOcr2", size={"height": 16, "width": 16}, crop_to_patches=True, min_patches=1, max_patches=2)
+    names = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
+             "video_token": "<video>"}  # fmt: skip
+    return transformers.InternVLProcessor(
+        images, _with_names(tokenizer, names), StillsOnly(), image_seq_length=4, chat_template=template
+    )
+
+
+def _qwen(processor: str) -> Callable[[Any, str], Any]:
+    def make(tokenizer: Any, template: str) -> Any:
+        images = _pil(
+            "Qwen2VL", patch_size=4, merge_size=2, temporal_patch_size=2,
+            size={"shortest_edge": 8 * 8, "longest_edge": 24 * 24},
+        )  # fmt: skip
+        return getattr(transformers, processor)(images, tokenizer, StillsOnly(), chat_template=template)
+
+    return make
+
+
+def _glm4v(tokenizer: Any, template: str) -> Any:
+    images = _pil(
+        "Glm4v", patch_size=4, merge_size=2, temporal_patch_size=2,
+        size={"shortest_edge": 8 * 8, "longest_edge": 24 * 24},
+    )  # fmt: skip
+    return transformers.Glm4vProcessor(images, tokenizer, StillsOnly(), chat_template=template)
+
+
+def _aya_vision(tokenizer: Any, template: str) -> Any:
+    images = _pil("GotOcr2", size={"height": 16, "width": 16}, crop_to_patches=True, min_patches=1, max_patches=2)
+    return transformers.AyaVisionProcessor(
+        images, tokenizer, patch_size=4, img_size=16, downsample_factor=2, chat_template=template
+    )
+
+
+def _ovis2(tokenizer: Any, template: str) -> Any:
+    images = _pil("Ovis2", size={"height": 16, "width": 16})
+    return transformers.Ovis2Processor(images, tokenizer, image_seq_length=4, chat_template=template)
+
+
+def _deepseek_vl(tokenizer: Any, template: str) -> Any:
+    images = _pil("DeepseekVL", size={"height": 16, "width": 16}, min_size=4)
+    tokenizer = _with_names(tokenizer, {"image_token": "<image>"})
+    return transformers.DeepseekVLProcessor(images, tokenizer, num_image_tokens=16, chat_template=template)
+
+
+def _janus(tokenizer: Any, template: str) -> Any:
+    images = _pil("Janus", size={"height": 16, "width": 16}, min_size=4)
+    names = {"image_token": "<image>", "boi_token": "<begin_of_image>", "eoi_token": "<end_of_image>"}
+    return transformers.JanusProcessor(
+        images, _with_names(tokenizer, names), num_image_tokens=16, chat_template=template
+    )
+
+
+def _gemma3(tokenizer: Any, template: str) -> Any:
+    images = _pil("Gemma3", size={"height": 16, "width": 16})
+    names = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+    return transformers.Gemma3Processor(
+        images, _with_names(tokenizer, names), image_seq_length=4, chat_template=template
+    )
+
+
+def _with_names(tokenizer: Any, names: dict[str, str]) -> Any:
+    """A copy of the tokenizer that knows its special tokens by name, as those of the hub do."""
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, pad_token=tokenizer.pad_token, bos_token=tokenizer.bos_token,
+        eos_token=tokenizer.eos_token, extra_special_tokens=names,
+    )  # fmt: skip
+
+
+MAKERS: dict[str, Callable[[Any, str], Any]] = {
+    "idefics3": _idefics3,
+    "smolvlm": _smolvlm,
+    "llava": _llava,
+    "llava_next": _llava_next,
+    "llava_onevision": _llava_onevision,
+    "internvl": _internvl,
+    "qwen2_vl": _qwen("Qwen2VLProcessor"),
+    "qwen2_5_vl": _qwen("Qwen2_5_VLProcessor"),
+    "qwen3_vl": _qwen("Qwen3VLProcessor"),
+    "qwen3_vl_moe": _qwen("Qwen3VLProcessor"),
+    "glm4v": _glm4v,
+    "aya_vision": _aya_vision,
+    "ovis2": _ovis2,
+    "deepseek_vl": _deepseek_vl,
+    "janus": _janus,
+    "gemma3": _gemma3,
+}
+
+
+def make_processor(family: Family, template: str) -> Any:
+    """The family's processor."""
+    return MAKERS[family.model_type](make_tokenizer(family.tokens), template)

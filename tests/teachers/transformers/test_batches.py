@@ -1,0 +1,156 @@
+"""Which tokens are an answer's, whatever the chat template and however the processor expands images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from linearize_transformers.adapter import TransformersAdapter
+from linearize_transformers.config import TransformersTeacherConfig
+from PIL import Image
+
+from linearize.data.conversation import Conversation, Turn
+from linearize.errors import CheckpointError, DataError
+from linearize.protocols import TOKEN_IMAGE, TOKEN_PAD, TOKEN_TEXT
+
+# The styles of templates on the hub: turn marks of special tokens, none at all, a first token of their own, and one
+# that writes something before the last answer only.
+VICUNA = (
+    "{% for m in messages %}{{ m['role'] | upper }}: {% for p in m['content'] %}"
+    "{% if p['type'] == 'image' %}<image>\n{% endif %}{% endfor %}{% for p in m['content'] %}"
+    "{% if p['type'] == 'text' %}{{ p['text'] }} {% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ 'model' if m['role'] == 'assistant' else 'user' }}\n"
+    "{{ m['content'] | trim }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>model\n{% endif %}"
+)
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if loop.last and m['role'] == 'assistant' %}<think>\n\n"
+    "</think>\n\n{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SHOUTING = "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}"
+DOUBLED = "{% for m in messages %}{{ m['content'] }}{{ m['content'] }}{% endfor %}"
+
+WORDS = Conversation((Turn("how many?", " two green "), Turn("and blue?", "one")), id="words")
+
+
+def make_adapter(folder: Path, **options: Any) -> TransformersAdapter:
+    return TransformersAdapter(TransformersTeacherConfig(checkpoint=str(folder), **options))
+
+
+def answers(adapter: TransformersAdapter, conversation: Conversation) -> str:
+    batch = adapter.batch([conversation])
+    text: str = adapter.processor().decode(batch.inputs["input_ids"][0][batch.loss_mask_BT[0]])
+    return text
+
+
+@pytest.mark.parametrize("template", ["", GEMMA, THINKING], ids=["own", "gemma", "thinking"])
+def test_the_loss_covers_answers_with_their_end_marks(checkpoint: Callable[[str], Path], template: str) -> None:
+    adapter = make_adapter(checkpoint("llama"), chat_template=template)
+    assert answers(adapter, WORDS) == "two green<|im_end|>one<|im_end|>"
+
+
+def test_a_template_that_writes_the_first_token_gets_no_second_one(checkpoint: Callable[[str], Path]) -> None:
+    adapter = make_adapter(checkpoint("llama"), chat_template=GEMMA)
+    ids = adapter.batch([WORDS]).inputs["input_ids"][0].tolist()
+    assert ids.count(adapter.processor().bos_token_id) == 1
+
+
+def picture(width: int, height: int) -> Image.Image:
+    return Image.new("RGB", (width, height), (90, 120, 30))
+
+
+@pytest.mark.parametrize("template", ["", VICUNA], ids=["own", "vicuna"])
+@pytest.mark.parametrize("name", ["llava", "llava_next"])
+def test_answers_between_images_are_found(checkpoint: Callable[[str], Path], name: str, template: str) -> None:
+    adapter = make_adapter(checkpoint(name), chat_template=template)
+    turns = (
+        Turn("<image>\nhow many red?", "two green"),
+        Turn("and here? <image>", "one"),
+        Turn("<image> the same?", "one"),
+    )
+    pictures = (picture(40, 28), picture(16, 48), picture(20, 20))
+    # Where no mark ends an answer, its last token may hold the space behind it.
+    assert answers(adapter, Conversation(turns, pictures)).replace("<|im_end|>", "").replace(" ", "") == (
+        "two green one one".replace(" ", "")
+    )
+
+
+def test_answers_are_found_where_images_bring_line_breaks_that_merge(checkpoint: Callable[[str], Path]) -> None:
+    """Gemma 3 writes two line breaks around an image."""
+    adapter = make_adapter(checkpoint("gemma3"))
+    turns = (Turn("\n<image>\n\nhow many?", "two"), Turn("<image>", "green"))
+    assert answers(adapter, Conversation(turns, (picture(8, 8), picture(9, 9)))) == "two<|im_end|>green<|im_end|>"
+
+
+def test_each_token_has_its_kind_and_pads_are_on_the_side_that_is_asked_for(checkpoint: Callable[[str], Path]) -> None:
+    adapter = make_adapter(checkpoint("llava"))
+    pair = [Conversation((Turn("how many?", "two"),), (picture(20, 20),)), Conversation((Turn("red", "1"),))]
+    whole, prompts = adapter.batch(pair), adapter.batch(pair, for_generation=True)
+    for batch in (whole, prompts):
+        assert torch.equal(batch.token_kind_BT == TOKEN_PAD, batch.inputs["attention_mask"] == 0)
+        assert (batch.token_kind_BT == TOKEN_IMAGE).sum(1).tolist() == [16, 0]
+    assert whole.token_kind_BT[1, 0] == TOKEN_TEXT
+    assert whole.token_kind_BT[1, -1] == TOKEN_PAD
+    assert prompts.token_kind_BT[1, 0] == TOKEN_PAD
+    assert not prompts.loss_mask_BT.any()
+    ending = adapter.processor().tokenizer.decode(prompts.inputs["input_ids"][1])
+    assert ending.endswith("<|im_start|>assistant\n")
+
+
+@pytest.mark.parametrize("name", ["llava_next", "smolvlm", "gemma3"])
+def test_the_number_of_tokens_is_known_for_images_of_sizes_that_were_met_and_of_others(
+    checkpoint: Callable[[str], Path], name: str
+) -> None:
+    adapter = make_adapter(checkpoint(name))
+    images = (picture(40, 28), picture(16, 48))
+    one = Conversation((Turn("<image>\nhow many <image>?", "two"),), images)
+    again = Conversation((Turn("<image> and <image> red", "green square"),), images[::-1])
+    for conversation in (one, again, one):
+        assert adapter.num_tokens(conversation) == int(adapter.batch([conversation]).inputs["attention_mask"].sum())
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [(SHOUTING, "leaves an answer out or repeats it"), (DOUBLED, "leaves an answer out or repeats it"),
+     ("{{ nothing.here }}", "cannot render conversation 'words': UndefinedError")],
+)  # fmt: skip
+def test_templates_that_change_answers_are_refused(
+    checkpoint: Callable[[str], Path], template: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        make_adapter(checkpoint("llama"), chat_template=template).batch([WORDS])
+
+
+def test_conversations_that_do_not_fit_are_refused(checkpoint: Callable[[str], Path]) -> None:
+    text, vision = make_adapter(checkpoint("llama")), make_adapter(checkpoint("llava"))
+    with pytest.raises(DataError, match="a batch of no conversations"):
+        text.batch([])
+    with pytest.raises(DataError, match="has 1 images, but the teacher is a text model"):
+        text.batch([Conversation((Turn("x", "y"),), (picture(8, 8),))])
+    with pytest.raises(DataError, match="holds 2 <image> marks for 1 images"):
+        vision.batch([Conversation((Turn("<image><image>", "y"),), (picture(8, 8),))])
+
+
+def test_a_checkpoint_without_a_chat_template_asks_for_one(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    for path in checkpoint("llama").iterdir():
+        if path.name != "chat_template.jinja":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(CheckpointError, match=r"has no chat template.*set teacher\.chat_template"):
+        make_adapter(tmp_path).processor()
+    template = tmp_path / "plain.jinja"
+    template.write_text(GEMMA)
+    assert answers(make_adapter(tmp_path, chat_template=str(template)), WORDS) == "two green<|im_end|>one<|im_end|>"
+    with pytest.raises(ValueError, match="neither Jinja text"):
+        TransformersTeacherConfig(checkpoint="x", chat_template="no/such/file")
+
+
+def test_answers_are_decoded_without_special_tokens(checkpoint: Callable[[str], Path]) -> None:
+    adapter = make_adapter(checkpoint("llava"))
+    ids = adapter.processor().tokenizer("two<|im_end|>", add_special_tokens=False, return_tensors="pt")["input_ids"]
+    assert adapter.decode(ids) == ["two"]

@@ -1,0 +1,35 @@
+"""Every family of the table against the conformance kit."""
+
+from __future__ import annotations
+
+import pytest
+from linearize_transformers.adapter import TransformersAdapter
+from linearize_transformers.support import FAMILIES
+
+from linearize.protocols import TeacherAdapter
+from linearize.testing import TeacherConformance
+
+TEXT = [family.model_type for family in FAMILIES if not family.image]
+VISION = [family.model_type for family in FAMILIES if family.image]
+
+
+class FamilyConformance(TeacherConformance):
+    @pytest.fixture
+    def adapter(self, family_adapter: TransformersAdapter) -> TransformersAdapter:
+        return family_adapter
+
+    def test_the_teacher_loads_as_asked_and_the_same_each_time(self, adapter: TeacherAdapter) -> None:
+        """By an adapter that reads its files each time."""
+        assert isinstance(adapter, TransformersAdapter)
+        super().test_the_teacher_loads_as_asked_and_the_same_each_time(TransformersAdapter(adapter.options))
+
+
+@pytest.mark.parametrize("family", TEXT, indirect=True)
+class TestTextModels(FamilyConformance):
+    takes_images = False
+
+
+@pytest.mark.filterwarnings("ignore:.*both directions")
+@pytest.mark.parametrize("family", VISION, indirect=True)
+class TestVisionLanguageModels(FamilyConformance):
+    pass

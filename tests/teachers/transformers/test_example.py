@@ -1,0 +1,66 @@
+"""examples/smolvlm_mamba2.toml from end to end, on a tiny checkpoint of the same classes and a few records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import linearize
+from linearize.api import check
+from linearize.data.conversation import Conversation, Turn
+
+EXAMPLE = Path(__file__).parents[3] / "examples" / "smolvlm_mamba2.toml"
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    """Eight records, half of them with an image."""
+    lines = []
+    for number in range(8):
+        Image.new("RGB", (30 + number, 40), (30 * number, 90, 10)).save(tmp_path / f"{number}.png")
+        messages = [{"from": "human", "value": f"how many red? {number}"}, {"from": "gpt", "value": "two green"}]
+        lines.append(
+            {"id": str(number), "conversations": messages} | ({"image": f"{number}.png"} if number % 2 else {})
+        )
+    path = tmp_path / "records.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def test_the_example_runs_and_its_student_answers(
+    checkpoint: Callable[[str], Path], records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    overrides = {
+        "run.dtype": "float32", "run.device": "cpu", "teacher.checkpoint": str(checkpoint("smolvlm")),
+        "student.layout.keep": 2, "data.path": str(records), "data.images": str(tmp_path),
+    }  # fmt: skip
+    overrides |= {f"stages.{name}.{key}": value for name in ("align-new", "align-mixer", "distill")
+                  for key, value in (("steps", 2), ("batch_size", 2))}  # fmt: skip
+    plan = check(EXAMPLE, overrides).plan
+    assert (len(plan.sites), len(plan.linear), plan.sites[0].path) == (2, 1, "model.text_model.layers.0.self_attn")
+    result = linearize.run(EXAMPLE, overrides)
+    student = linearize.load_student(result.folder / "student")
+    assert student.config.model_type == "linearize_smolvlm"
+    teacher = linearize.load_teacher("transformers", checkpoint("smolvlm"), processor={"do_image_splitting": False})
+    question = Conversation((Turn("<image>\nhow many?", ""),), (Image.new("RGB", (40, 28)),))
+    batch = teacher.adapter.batch([question], for_generation=True)
+    ids = student.generate(**batch.inputs, max_new_tokens=3, do_sample=False)
+    assert len(teacher.adapter.decode(ids[:, batch.inputs["input_ids"].shape[1] :])) == 1
+    assert bool(torch.isfinite(student(**batch.inputs).logits).all())
+
+
+def test_options_of_the_processor_reach_it(checkpoint: Callable[[str], Path]) -> None:
+    """Without its tiles an image takes fewer tokens."""
+    one = Conversation((Turn("<image>\nhow many?", "two"),), (Image.new("RGB", (40, 28)),))
+    tiled = linearize.load_teacher("transformers", checkpoint("smolvlm")).adapter
+    whole = linearize.load_teacher(
+        "transformers", checkpoint("smolvlm"), processor={"do_image_splitting": False}
+    ).adapter
+    assert int((whole.batch([one]).token_kind_BT == 2).sum()) == 4
+    assert int((tiled.batch([one]).token_kind_BT == 2).sum()) == 5 * 4

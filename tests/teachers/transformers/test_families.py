@@ -1,0 +1,158 @@
+"""Every family of the table, with images where it takes them, as a student: trained a step, decoded, saved, loaded."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from linearize_transformers.adapter import TransformersAdapter
+from linearize_transformers.support import TURN_END, Family
+from PIL import Image
+from torch import nn
+from transformers import GenerationConfig
+
+from linearize.data.conversation import Conversation, Turn
+from linearize.distill.objectives import LayerMse, LogitKl
+from linearize.distill.options import LayerMseConfig, LogitKlConfig
+from linearize.plugins import Plugins
+from linearize.specs import MixerSpec, SeederSpec
+from linearize.student.convert import convert, linearized_sites, observe, set_linear
+from linearize.student.mixers import build_mixer
+from linearize.student.modeling import load_student, save_student
+from linearize.student.site import SiteCapture
+
+LAYOUTS = ("all", "every second")
+DECODING = {
+    "greedy": {"do_sample": False},
+    "sampling": {"do_sample": True, "temperature": 1.2},
+    "beams": {"do_sample": False, "num_beams": 3},
+}
+
+
+def conversations(*, takes_images: bool) -> list[Conversation]:
+    """Two of unequal length; for a model that takes images, one image in the first and none in the second."""
+    images = (Image.new("RGB", (40, 28), (200, 30, 30)),) if takes_images else ()
+    mark = "<image>\n" if images else ""
+    first = (Turn(f"{mark}how many red?", "two green"), Turn("and blue?", "one"))
+    return [Conversation(first, images, id="first"), Conversation((Turn("the square is", "left of the circle"),))]
+
+
+@dataclass
+class Student:
+    """A converted teacher and what it is asked."""
+
+    model: Any
+    linear: list[int]
+    conversations: list[Conversation]
+
+
+def make_student(adapter: TransformersAdapter, layout: str) -> Student:
+    """The teacher with mixers seeded from its weights by the registered components."""
+    registry = Plugins.discover().registry
+    mixer_spec, seeder_spec = registry.get(MixerSpec, "mamba2"), registry.get(SeederSpec, "mimic")
+    seeder = seeder_spec.builder()(seeder_spec.config_class()())
+    model, sites = adapter.load(dtype=torch.float32, device="cpu"), adapter.sites()
+    asked = conversations(takes_images=adapter.takes_images)
+    mixers = {}
+    for site in sites:
+        mixer: Any = build_mixer(mixer_spec, mixer_spec.config_class()(), site)
+        generator = torch.Generator().manual_seed(site.index)
+        seeder.seed(adapter.weights(model, site), mixer, site=site, generator=generator)
+        mixers[site.index] = mixer
+    convert(model, sites, mixers)
+    linear = [site.index for site in sites if layout == "all" or site.index % 2]
+    set_linear(model, linear)
+    return Student(model, linear, asked)
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def student(request: pytest.FixtureRequest, adapter: TransformersAdapter) -> Student:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*both directions")
+        return make_student(adapter, request.param)
+
+
+@pytest.mark.parametrize("objective", [LayerMse(LayerMseConfig()), LogitKl(LogitKlConfig())], ids=["mse", "kl"])
+def test_a_step_gives_gradients_to_every_linear_mixer_and_to_nothing_else(
+    student: Student, adapter: TransformersAdapter, objective: Any
+) -> None:
+    student.model.zero_grad()
+    batch = adapter.batch(student.conversations)
+    measured = objective.backward(student.model, batch, student.linear, objective.weight(batch))
+    assert torch.isfinite(torch.as_tensor(measured.loss))
+    assert float(measured.loss) > 0
+    mixers = {slot.site: slot.mixer for slot in linearized_sites(student.model) if slot.site.index in student.linear}
+    trained = {
+        f"{site.path}.mixer.{name}"
+        for site, mixer in mixers.items()
+        if mixer is not None
+        for name, _ in mixer.named_parameters()
+    }
+    gradients = {name: one.grad for name, one in student.model.named_parameters() if one.grad is not None}
+    assert gradients.keys() == trained
+    for name, gradient in gradients.items():
+        assert bool(torch.isfinite(gradient).all()), name
+        assert "q_proj" not in name or float(gradient.abs().max()) > 0, name
+
+
+def generate(model: Any, inputs: dict[str, Any], forbidden: Collection[int], **options: Any) -> torch.Tensor:
+    torch.manual_seed(4)
+    config = GenerationConfig(
+        max_new_tokens=4,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=None,
+        suppress_tokens=sorted(forbidden),
+        **options,
+    )
+    ids: torch.Tensor = model.generate(**inputs, generation_config=config)
+    return ids[:, inputs["input_ids"].shape[1] :]
+
+
+def test_left_padded_batches_decode_with_a_cache_as_without(
+    student: Student, adapter: TransformersAdapter, family: Family
+) -> None:
+    batch = adapter.batch(student.conversations, for_generation=True)
+    assert int((batch.inputs["attention_mask"] == 0).sum()) > 5
+    # The image tokens of a model mean an image, which a decoding step does not bring; nor is an answer cut short here.
+    forbidden = range(TURN_END + 1 + len(family.tokens))
+    words: set[int] = set()
+    for options in DECODING.values():
+        cached = generate(student.model, batch.inputs, forbidden, **options)
+        whole = generate(student.model, batch.inputs, forbidden, use_cache=False, **options)
+        assert torch.equal(cached, whole), options
+        words |= set(cached.flatten().tolist())
+    assert len(words) > 4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("student", ["all"], indirect=True)
+def test_a_saved_student_loads_with_equal_logits(
+    student: Student, adapter: TransformersAdapter, family: Family, tmp_path: Path
+) -> None:
+    batch = adapter.batch(student.conversations)
+    save_student(student.model, tmp_path / "student")
+    loaded = load_student(tmp_path / "student")
+    assert loaded.config.model_type == f"linearize_{family.model_type}"
+    assert torch.equal(loaded(**batch.inputs).logits, student.model(**batch.inputs).logits)
+
+
+@pytest.mark.parametrize("family", ["smollm3", "cohere2", "llama"], indirect=True)
+@pytest.mark.parametrize("student", ["all"], indirect=True)
+def test_mixers_get_the_position_where_the_attention_turns_by_it(
+    student: Student, adapter: TransformersAdapter, family: Family
+) -> None:
+    turned: dict[int, bool] = {}
+
+    def note(capture: SiteCapture, _: nn.Module) -> None:
+        turned[capture.site.index] = capture.position is not None
+
+    with observe(student.model, note, student.linear), torch.no_grad():
+        student.model(**adapter.batch(student.conversations).inputs)
+    without = {"smollm3": [1, 3], "cohere2": [1], "llama": []}[family.model_type]
+    assert [index for index, has_position in turned.items() if not has_position] == without

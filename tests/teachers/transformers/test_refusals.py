@@ -1,0 +1,90 @@
+"""What cannot be converted is refused by its configuration alone, with the reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from linearize_transformers.adapter import TransformersAdapter
+from linearize_transformers.config import TransformersTeacherConfig
+from linearize_transformers.models import empty_model
+from linearize_transformers.sites import find_sites
+from linearize_transformers.support import TEXT, caveats
+from transformers import CONFIG_MAPPING, BertConfig, T5Config
+
+from linearize.errors import CheckpointError
+
+
+def sites(model_type: str, **changes: Any) -> Any:
+    return find_sites(empty_model(CONFIG_MAPPING[model_type](**TEXT | changes)))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "message"),
+    [
+        ("deepseek_v3", {}, r"layers\.0\.self_attn \(DeepseekV3Attention\) cannot become.*latent attention \(MLA\)"),
+        ("gpt_oss", {}, "attention sinks"),
+        ("mamba2", {"num_heads": 8, "state_size": 8}, "no layers with softmax attention"),
+        ("qwen3_next", {}, "none of the 2 layers of this 'qwen3_next' model has softmax self-attention"),
+        ("bloom", {}, "no layers with softmax attention under one of the names self_attn, attention, attn"),
+        ("gemma4_text", {"num_kv_shared_layers": 1, "num_hidden_layers": 3, "layer_types": ["full_attention"] * 3},
+         "requires shared_kv_states, which a mixer knows nothing of"),
+    ],
+)  # fmt: skip
+def test_models_that_cannot_be_converted_say_why(model_type: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        sites(model_type, **changes)
+
+
+def test_keys_that_later_layers_read_are_named_as_the_reason() -> None:
+    model = empty_model(CONFIG_MAPPING["llama"](**TEXT))
+    model.model.layers[1].self_attn.is_kv_shared_layer = True
+    with pytest.raises(CheckpointError, match=r"layers\.1.*cross-layer KV sharing"):
+        find_sites(model)
+
+
+def test_a_tensor_that_nobody_knows_is_not_ignored() -> None:
+    import torch
+    from torch import nn
+
+    model = empty_model(CONFIG_MAPPING["llama"](**TEXT))
+    model.model.layers[0].self_attn.temperature = nn.Parameter(torch.ones(4))
+    with pytest.raises(CheckpointError, match=r"layers\.0\.self_attn.*it has temperature, and what those do"):
+        find_sites(model)
+
+
+def test_a_gate_inside_the_query_projection_is_not_taken_for_heads() -> None:
+    with pytest.raises(CheckpointError, match="an output gate inside the query projection"):
+        sites("qwen3_next", layer_types=["linear_attention", "full_attention"])
+
+
+def test_only_the_softmax_sites_of_a_hybrid_are_offered() -> None:
+    found = sites("lfm2", num_hidden_layers=4, layer_types=["conv", "full_attention", "conv", "full_attention"])
+    assert [(one.site.index, one.site.layer, one.site.cache_index) for one in found] == [(0, 1, 1), (1, 3, 3)]
+    assert {one.site.output_projection for one in found} == {"out_proj"}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (T5Config(num_layers=1, d_model=16), "'t5' is an encoder-decoder model"),
+        (BertConfig(num_hidden_layers=1, is_decoder=False, model_type="x"), "no vision-language model and no causal"),
+    ],
+)
+def test_models_without_a_decoder_of_their_own_are_refused(config: Any, message: str) -> None:
+    if isinstance(config, BertConfig):
+        config.model_type = "no_such_type"
+    with pytest.raises(CheckpointError, match=message):
+        empty_model(config)
+
+
+def test_attention_that_reads_images_in_both_directions_is_told() -> None:
+    (caveat,) = caveats(CONFIG_MAPPING["gemma3"]())
+    assert "reads the tokens of an image in both directions" in caveat
+    assert caveats(CONFIG_MAPPING["llava"]()) == []
+
+
+@pytest.mark.parametrize("checkpoint", ["./no/such/folder", "/nowhere", "a/b/c"])
+def test_a_folder_that_does_not_exist_says_what_could_be_given(checkpoint: str) -> None:
+    with pytest.raises(CheckpointError, match=r"there is no such folder; give a folder with a config\.json"):
+        TransformersAdapter(TransformersTeacherConfig(checkpoint=checkpoint)).sites()

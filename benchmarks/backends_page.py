@@ -30,9 +30,9 @@ same inputs and weights, already rounded to the dtype in question. An error is t
 of the wanted tensor. "Output" and "state" are the results of a call that goes on from a carried state; "worst gradient"
 is the largest error among the gradients of all inputs and parameters, of one fixed random mixture of output and state,
 with the name of whose it is. The name of a recurrence ("op": Mamba-2's) stands for that alone, "mixer" for the whole
-Mamba-2 layer with its projections, convolution, norm and gate, with a left-padded row in the batch. **The rows of the torch backend in bf16 are the
-yardstick**: they hold no kernel and show what rounding to bf16 alone costs; a kernel with like numbers is as exact as
-bf16 allows.
+Mamba-2 layer with its projections, convolution, norm and gate, with a left-padded row in the batch. **The rows of the
+torch backend in bf16 are the yardstick**: they hold no kernel and show what rounding to bf16 alone costs; a kernel with
+like numbers is as exact as bf16 allows.
 
 A Mamba-2 layer can be set so that this comparison says nothing: with time steps so large that the state forgets at
 once, an output is little but its own value times one number, which the norm after it takes out again. Its gradients for

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from linearize.mixing.options import MixerOptions, RecurrenceOptions, RotaryOptions
@@ -10,6 +12,10 @@ from linearize.mixing.options import MixerOptions, RecurrenceOptions, RotaryOpti
 class DeltaNetConfig(RecurrenceOptions, RotaryOptions, MixerOptions):
     """Options of one DeltaNet mixer."""
 
+    conv_activation: Literal["silu", "identity"] = Field(
+        default="identity",
+        description="What follows the convolution; SiLU, as in the papers, drops the signs of q and k.",
+    )
     negative_eigenvalues: bool = Field(
         default=False,
         description="Write with a strength up to 2 instead of 1: what a key finds may change its sign.",

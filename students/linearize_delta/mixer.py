@@ -8,9 +8,10 @@
     S_t = exp(g_t) S_{t-1} + β_t k_t (v_t - k_tᵀ exp(g_t) S_{t-1})ᵀ     y_t = q_t S_t
     output = RMSNorm(y_t) · SiLU(W_g x)                                 per head, before the teacher's output projection
 
-Where this differs from the papers: β has a bias, for "mimic" to start from; y has no 1/sqrt(K), which the output norm
-would undo, so that a query equal to a key gives its value back; the rotary embedding is the teacher's; KDA's output
-gate is the one that all mixers here have, SiLU and of full rank, and not a sigmoid of low rank.
+Where this differs from the papers: no SiLU follows the convolution unless it is asked for, as q and k of attention are
+compared by their signs; β has a bias, for "mimic" to start from; y has no 1/sqrt(K), which the output norm would undo,
+so that a query equal to a key gives its value back; the rotary embedding is the teacher's; KDA's output gate is the one
+that all mixers here have, SiLU and of full rank, and not a sigmoid of low rank.
 Letters: B batch, T tokens, D model width, N query heads, M key-value heads, K key width, V value width.
 """
 

@@ -79,7 +79,7 @@ class DeltaConformance(MixerConformance):
     options = (
         {},
         {"rope": False, "conv_width": 0, "qkv_bias": True},
-        {"conv_width": 4, "conv_activation": "identity", "output_norm": False},
+        {"conv_width": 4, "conv_activation": "silu", "output_norm": False},
         {"negative_eigenvalues": True, "gate": False, "chunk_size": 5},
     )
 

@@ -1,4 +1,4 @@
-"""The gated mixers by fla's kernels keep the kit's promises on a CUDA device, and agree with torch."""
+"""The gated and the delta mixers by fla's kernels keep the kit's promises on a CUDA device, and agree with torch."""
 
 from __future__ import annotations
 
@@ -68,3 +68,15 @@ class TestGla(OnFla):
 
 class TestHgrn2(OnFla):
     name = "hgrn2"
+
+
+class TestDeltaNet(OnFla):
+    name = "delta_net"
+
+
+class TestGatedDeltaNet(OnFla):
+    name = "gated_delta_net"
+
+
+class TestKda(OnFla):
+    name = "kda"

@@ -85,6 +85,10 @@ class MixerOptions(OutputOptions, ProjectionOptions, ConvolutionOptions):
 class LinearMixerOptions(RecurrenceOptions, RotaryOptions, MixerOptions):
     """The options of a mixer whose recurrence torch and fla compute."""
 
+    conv_activation: Literal["silu", "identity"] = Field(
+        default="identity",
+        description="What follows the convolution; SiLU would take the sign from q and k, by which teachers compare.",
+    )
     qk_norm: QkNorm = Field(
         default="none",
         description="Norm over each head of q and k, after the convolution: RMSNorm with a weight, or length 1.",

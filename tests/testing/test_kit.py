@@ -268,7 +268,7 @@ def by_formula(mixer: Sound, x_TD: Tensor, position: tuple[Tensor, Tensor]) -> T
     raw = torch.cat([mixer.v_proj(x_TD), mixer.k_proj(x_TD), mixer.q_proj(x_TD)], -1)
     before = F.pad(raw, (0, 0, 1, 0))[:-1]
     taps = mixer.conv1d.weight[:, 0]
-    vkq = F.silu(mixer.conv1d.bias + taps[:, 0] * before + taps[:, 1] * raw)
+    vkq = mixer.conv1d.bias + taps[:, 0] * before + taps[:, 1] * raw
     v, k, q = (part.unflatten(-1, (-1, width)) for part, width in zip(vkq.split([10, 12, 24], -1), (5, 6, 6)))  # noqa: B905
     k, q = rotate(k.unsqueeze(0), position)[0], rotate(q.unsqueeze(0), position)[0]
     state, outputs = torch.zeros(4, 6, 5, dtype=x_TD.dtype), []

@@ -79,7 +79,12 @@ def projected(mixer: Any, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 class TestSimpleGla(GatedConformance):
     name = "simple_gla"
-    options = ({}, BARE, {"qk_norm": "rms", "qkv_bias": True, "conv_width": 4}, {"decay_normalizer": 1.0})
+    options = (
+        {},
+        BARE,
+        {"qk_norm": "rms", "qkv_bias": True, "conv_width": 4, "conv_activation": "silu"},
+        {"decay_normalizer": 1.0},
+    )
 
     def decays(self, mixer: Any, x_TD: Tensor, k_TMK: Tensor) -> Tensor:
         keep = torch.sigmoid(x_TD @ mixer.decay_proj.weight.T + mixer.decay_bias) ** (1 / mixer.config.decay_normalizer)
@@ -91,7 +96,7 @@ class TestRetnet(GatedConformance):
     options = (
         {},
         BARE,
-        {"qk_norm": "l2", "conv_activation": "identity"},
+        {"qk_norm": "l2", "conv_activation": "silu"},
         {"first_exponent": 2.0, "exponent_step": 0.5},
     )
 

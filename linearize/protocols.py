@@ -36,6 +36,7 @@ class AttentionSite:
         output_projection: attribute of the attention module that holds the nn.Linear from N*V to D.
         cache_argument: keyword under which the decoder passes its cache to the attention.
         has_rope: whether the attention turns queries and keys; where not, mixers get no position.
+        rope_style: which numbers of a head turn together: "half": i and i + width/2; "interleaved": 2i and 2i + 1.
     """
 
     index: int
@@ -52,6 +53,7 @@ class AttentionSite:
     num_layers: int = 0
     cache_argument: str = "past_key_values"
     has_rope: bool = True
+    rope_style: Literal["half", "interleaved"] = "half"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,6 +41,9 @@ class LinearMixer(nn.Module):
         operation: what the recurrence is called in :mod:`linearize.ops.backends`; None where ``recur`` is plain torch.
         backend: the name of its backend, or "auto".
         rope: turn q and k by the position that the site passes.
+
+    Raises:
+        PluginError: ``rope`` at a site whose teacher turns other pairs of numbers than ``rotate`` does.
     """
 
     projections: ClassVar[Mapping[str, str]] = {"q": "q_proj", "k": "k_proj", "v": "v_proj"}
@@ -61,6 +64,12 @@ class LinearMixer(nn.Module):
         rope: bool = False,
     ) -> None:
         super().__init__()
+        if rope and site.has_rope and site.rope_style != "half":
+            raise PluginError(
+                f"mixer {type(self).__name__} has rope = true, but the attention of site {site.index} turns "
+                f"neighbouring numbers of a head together ({site.rope_style} rotary embedding), mixers turn halves; "
+                "set student.mixer.rope = false"
+            )
         self.config, self.site = config, site
         self.operation, self.backend, self.qk_norm, self.rope = operation, backend, qk_norm, rope
         width, heads, groups = site.hidden_size, site.num_heads, site.num_key_value_heads

@@ -23,6 +23,7 @@ from linearize_transformers.attention import (
     fits,
     has_rope,
     head_shape,
+    rotary_style,
     unclaimed_tensors,
 )
 
@@ -162,6 +163,7 @@ def _site(attention: nn.Module, place: _Place, config: Any) -> FoundSite:
         output_projection=form.output,
         cache_argument=next(name for name in CACHE_ARGUMENTS if name in parameters),
         has_rope=has_rope(attention),
+        rope_style=rotary_style(attention),
     )
     return FoundSite(site, form, shape)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from typing import Any, ClassVar
@@ -172,6 +173,14 @@ def test_a_head_of_zeros_has_no_direction_and_a_finite_gradient() -> None:
     assert (y == 0).all()
     assert x.grad is not None
     assert x.grad.isfinite().all()
+
+
+def test_rope_is_refused_where_the_teacher_turns_neighbours_and_not_halves() -> None:
+    site = dataclasses.replace(SITE, rope_style="interleaved")
+    with pytest.raises(PluginError, match=r"interleaved rotary embedding.*set student\.mixer\.rope = false"):
+        PlainLinearAttention(LinearMixerOptions(), site)
+    PlainLinearAttention(LinearMixerOptions(rope=False), site)
+    PlainLinearAttention(LinearMixerOptions(), dataclasses.replace(site, has_rope=False))
 
 
 def test_one_tap_and_unknown_norms_are_refused() -> None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from linearize.distill.hidden import hidden_error, site_inputs
+from linearize.distill.hidden import HiddenState, hidden_error, site_inputs
 from linearize.distill.losses import SiteError, kl_backward
 from linearize.distill.options import LayerMseConfig, LogitKlConfig
 from linearize.protocols import TOKEN_PAD, TOKEN_TEXT, Batch
@@ -142,13 +142,13 @@ class LogitKl:
         )
         return Measured(loss)
 
-    def _run(self, model: nn.Module, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """Final hidden states [B, T, D], and where they are compared those of all layers, valid tokens only [P, D]."""
+    def _run(self, model: nn.Module, batch: Batch) -> tuple[Tensor, list[HiddenState]]:
+        """Final hidden states [B, T, D], and where they are compared those of all layers."""
         if not self.config.hidden_weight:
             return final_hidden(model, batch), []
         with site_inputs(model) as states:
             final_BTD = final_hidden(model, batch)
-        return final_BTD, [*states, final_BTD[batch.token_kind_BT != TOKEN_PAD]]
+        return final_BTD, [*states, HiddenState(final_BTD, batch.token_kind_BT != TOKEN_PAD)]
 
     def _predicting(self, batch: Batch) -> Tensor:
         """[B, T], True where the logits of a position count: those that predict a token which counts."""

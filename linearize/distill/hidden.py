@@ -59,11 +59,11 @@ def hidden_error(teacher: Sequence[HiddenState], student: Sequence[HiddenState])
         if found.x_BTD.requires_grad:
             wanted_BTD = wanted.x_BTD.float()
             weight_BT = wanted_BTD.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny).reciprocal()
-            count = weight_BT.numel()
+            count: Tensor | int = weight_BT.numel()
             if wanted.valid_BT is not None:
                 # Weights of 0 and no selection of tokens, whose gradient is many times slower on a CPU.
                 weight_BT = weight_BT * wanted.valid_BT
-                count = int(wanted.valid_BT.sum())
+                count = wanted.valid_BT.sum()
             squared_BT = (found.x_BTD.float() - wanted_BTD).square().sum(-1)
             errors.append((squared_BT * weight_BT).sum() / count)
     return torch.stack(errors).mean()

@@ -65,7 +65,7 @@ class LayerMse:
 
     def backward(self, model: nn.Module, batch: Batch, sites: Collection[int], total_weight: float) -> Measured:
         """One pass of the teacher; loss and backward at every site."""
-        num_counted = self.weight(batch)
+        num_counted = self._counted(batch).sum()  # stays on its device: a step does not wait for a number
         measured = Measured()
         projections = {slot.site.index: slot.o_proj for slot in linearized_sites(model)}
 
@@ -89,7 +89,7 @@ class LayerMse:
         return batch.token_kind_BT != TOKEN_PAD
 
     def _site_loss(
-        self, capture: SiteCapture, mixer: nn.Module, project: nn.Module, num_counted: int
+        self, capture: SiteCapture, mixer: nn.Module, project: nn.Module, num_counted: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The site's loss, which counts as ``num_counted`` tokens also where a tower runs over patches, not tokens."""
         valid_BT = None if self.config.tokens == "all" else capture.valid_BT
@@ -127,7 +127,7 @@ class LogitKl:
         student_BTD, student_states = self._run(model, batch)
         added = None
         if self.config.hidden_weight:
-            num_valid = int((batch.token_kind_BT != TOKEN_PAD).sum())
+            num_valid = (batch.token_kind_BT != TOKEN_PAD).sum()
             error = hidden_error(teacher_states, student_states) * num_valid
             added = error * (self.config.hidden_weight / total_weight)
         loss = kl_backward(

@@ -167,6 +167,7 @@ def compare(
     *,
     mixers: Sequence[str] | None = None,
     seeds: int | None = None,
+    jobs: int = 1,
     fresh: bool = False,
     display: Display | None = None,
 ) -> ComparisonResult:
@@ -180,6 +181,8 @@ def compare(
         overrides: keys to change in all cells, keys of ``compare`` too.
         mixers: types of mixers to compare, instead of the table's.
         seeds: runs per cell, instead of the table's.
+        jobs: runs at a time. More than one share the machine's cores, get the GPUs that CUDA_VISIBLE_DEVICES lists in
+            turn, and print into their logs alone.
         fresh: start over; an existing folder is kept beside under another name.
         display: who is told; None prints nothing, and what the runs print is in their logs alone.
 
@@ -202,10 +205,10 @@ def compare(
             shown.note(f"the old comparison is kept in {RunFolder(folder.path).set_aside()}")
     try:
         with disk_errors(folder.path), folder.locked():
-            folder.claim(comparison)
-            failures = run_cells(comparison, folder, shown, show=display is not None)
+            most_jobs = folder.claim(comparison, jobs)
+            failures = run_cells(comparison, folder, shown, show=display is not None and jobs == 1, jobs=jobs)
             speed = measure_speed(comparison, folder, shown, show=display is not None)
-            result = collect(comparison, folder, failures, speed)
+            result = collect(comparison, folder, failures, speed, most_jobs)
             write_report(result)
             return result
     finally:

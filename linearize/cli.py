@@ -83,6 +83,7 @@ def compare(
         typer.Option("--mixer", metavar="A,B,...", help="Mixers to compare, instead of what [compare] says of them."),
     ] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Runs per cell.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs at a time, on the visible GPUs in turn.")] = 1,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and list the cells; run nothing.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over; the old folder is kept beside.")] = False,
@@ -100,7 +101,9 @@ def compare(
             console.print(plan_table(plan_comparison(recipe, overrides or (), names, seeds)))
             return
         display = ConsoleDisplay(console)
-        result = api.compare(recipe, overrides or (), mixers=names, seeds=seeds, fresh=fresh, display=display)
+        result = api.compare(
+            recipe, overrides or (), mixers=names, seeds=seeds, jobs=jobs, fresh=fresh, display=display
+        )
         console.print(terminal_table(result, console.width))
         console.print(f"report: {result.folder / 'report' / 'index.html'}", soft_wrap=True, highlight=False)
         if result.failures:

@@ -1,6 +1,8 @@
 """Trains the small HoVLE that ships inside linearize_hovle, on the drawn tasks of linearize_glance.
 
     python teachers/train_embedded_hovle.py --out embedded --compile      # a GPU, about 15 CPU cores, 9 minutes
+    python teachers/train_embedded_hovle.py --out teacher-25m --compile --hidden-size 512 --heads 8 --kv-heads 4 \
+        --mlp-size 1024 --layers 2 8 --lr 6e-4      # the teacher of examples/compare_mixers_gpu.toml
 
 The folder that comes out is a HoVLE checkpoint in the published layout: config.json, tokenizer.model, bfloat16
 weights, and a README.md (the model card) with its accuracy on fresh questions. Training draws from glance's split
@@ -15,6 +17,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +44,23 @@ from linearize.environment import describe_environment
 from linearize.evaluate.answers import generate_answers
 from linearize.protocols import Batch
 
-HIDDEN_SIZE, NUM_HEADS, NUM_KV_HEADS, MLP_SIZE, NUM_LAYERS = 128, 4, 2, 320, (2, 6)
 TILE, PATCH = 112, 14
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes of both towers; the defaults are those of the model inside linearize_hovle, 1/16 of HoVLE's width.
+
+    Attributes:
+        num_layers: of the embedding module and of the language model.
+    """
+
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    mlp_size: int
+    num_layers: tuple[int, int]
+
 
 # Conversations per optimizer step. Many questions about one picture or text: a question costs few tokens beside what
 # it is about, and with the usual four at most a run of the same length learned neither spatial relations nor recall.
@@ -81,27 +99,27 @@ def write_tokenizer(path: Path) -> int:
     return int(sentencepiece.SentencePieceProcessor(model_file=str(path)).vocab_size())
 
 
-def make_config(vocab_size: int) -> HovleConfig:
-    """HoVLE's architecture at 1/16 of its width: the embedding module's layers, then the language model's."""
+def make_config(vocab_size: int, shape: Shape) -> HovleConfig:
+    """HoVLE's architecture, smaller: the embedding module's layers, then the language model's."""
     first_added = vocab_size - len(ADDED_TOKENS)
     tower = {
-        "hidden_size": HIDDEN_SIZE,
-        "intermediate_size": MLP_SIZE,
-        "num_attention_heads": NUM_HEADS,
-        "num_key_value_heads": NUM_KV_HEADS,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.mlp_size,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
         "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-5,
         "vocab_size": vocab_size,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     }
     embedding = {
-        "num_hidden_layers": NUM_LAYERS[0],
+        "num_hidden_layers": shape.num_layers[0],
         "image_size": TILE,
         "patch_size": PATCH,
         "image_token_id": first_added + ADDED_TOKENS.index(IMAGE_CONTEXT),
     }
     language = {
-        "num_hidden_layers": NUM_LAYERS[1],
+        "num_hidden_layers": shape.num_layers[1],
         "bos_token_id": 1,
         "eos_token_id": first_added + ADDED_TOKENS.index(TURN_END),
         "pad_token_id": 2,
@@ -115,10 +133,9 @@ def make_config(vocab_size: int) -> HovleConfig:
     )
 
 
-def initialize(model: nn.Module, seed: int) -> None:
+def initialize(model: nn.Module, seed: int, depth: int) -> None:
     """Fresh weights; embeddings larger than transformers' 0.02, with which a prototype did not learn to read."""
     generator = torch.Generator().manual_seed(seed)
-    depth = sum(NUM_LAYERS)
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
             parameter.data.fill_(1.0 if "norm" in name else 0.0)
@@ -258,7 +275,7 @@ def final_scores(model: Any, adapter: HovleAdapter, questions: int) -> dict[str,
 
 
 def model_card(
-    scores: dict[str, float], training: dict[str, Any], arguments: argparse.Namespace, parameters: int
+    scores: dict[str, float], training: dict[str, Any], arguments: argparse.Namespace, shape: Shape, parameters: int
 ) -> str:
     """The README.md of the folder."""
     environment = describe_environment(torch.device(arguments.device))
@@ -267,12 +284,16 @@ def model_card(
         f"--minutes {arguments.minutes:g} --seed {arguments.seed} --lr {arguments.lr:g} --workers {arguments.workers}"
     )
     command += " --compile" if arguments.compile else ""
-    return f"""# The embedded HoVLE
+    command += (
+        f" --hidden-size {shape.hidden_size} --heads {shape.num_heads} --kv-heads {shape.num_kv_heads}"
+        f" --mlp-size {shape.mlp_size} --layers {shape.num_layers[0]} {shape.num_layers[1]}"
+    )
+    return f"""# A small HoVLE
 
-A small model with HoVLE's architecture ({NUM_LAYERS[0]} layers in the embedding module, {NUM_LAYERS[1]} in the
-language model, grouped queries, no vision encoder), {parameters:,} parameters in bfloat16, trained from scratch on the
-drawn tasks of `linearize_glance`. It exists so that every part of linearize can be run and judged on any machine. It
-knows those tasks and nothing else.
+A small model with HoVLE's architecture ({shape.num_layers[0]} layers in the embedding module, {shape.num_layers[1]} in
+the language model, grouped queries, no vision encoder), {parameters:,} parameters in bfloat16, trained from scratch on
+the drawn tasks of `linearize_glance`. It exists so that linearize can be run and judged on any machine. It knows those
+tasks and nothing else.
 
 Made by `python teachers/train_embedded_hovle.py {command}`
 on {environment["device"]} with torch {environment["packages"]["torch"]} at commit {environment["commit"]}:
@@ -294,6 +315,18 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=7.3, help="training time, start-up and scoring not counted")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=1.2e-3, help="peak learning rate")
+    parser.add_argument("--hidden-size", type=int, default=128)
+    parser.add_argument("--heads", type=int, default=4)
+    parser.add_argument("--kv-heads", type=int, default=2)
+    parser.add_argument("--mlp-size", type=int, default=320, help="width of the feed-forward layers")
+    parser.add_argument(
+        "--layers",
+        type=int,
+        nargs=2,
+        default=(2, 6),
+        metavar=("EMBEDDING", "LANGUAGE"),
+        help="decoder layers per tower",
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the batch sizes")
     parser.add_argument("--workers", type=int, default=14, help="processes that draw; 0 draws in the training process")
     parser.add_argument("--compile", action="store_true", help="compile the decoder layers first, about a minute")
@@ -302,9 +335,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_float32_matmul_precision("high")
     arguments.out.mkdir(parents=True, exist_ok=True)
+    shape = Shape(
+        arguments.hidden_size, arguments.heads, arguments.kv_heads, arguments.mlp_size, tuple(arguments.layers)
+    )
     pieces = write_tokenizer(arguments.out / "tokenizer.model")
-    model: Any = HovleForConditionalGeneration(make_config(pieces + len(ADDED_TOKENS)))
-    initialize(model, arguments.seed)
+    model: Any = HovleForConditionalGeneration(make_config(pieces + len(ADDED_TOKENS), shape))
+    initialize(model, arguments.seed, depth=sum(shape.num_layers))
     save_model(model.bfloat16(), arguments.out)
     model.float()
     adapter = HovleAdapter(HovleTeacherConfig(checkpoint=str(arguments.out)))
@@ -319,7 +355,9 @@ def main() -> None:
     save_model(model.cpu().bfloat16(), arguments.out)
     trained = adapter.load(dtype=torch.float32, device=arguments.device)
     scores = final_scores(trained, adapter, arguments.questions)
-    (arguments.out / "README.md").write_text(model_card(scores, training, arguments, parameters), encoding="utf-8")
+    (arguments.out / "README.md").write_text(
+        model_card(scores, training, arguments, shape, parameters), encoding="utf-8"
+    )
     print(json.dumps(scores), flush=True)
 
 

@@ -121,6 +121,7 @@ class ComparisonResult:
         teacher: None without any finished run.
         differences: every pair of cells, the better one first.
         failures: runs that did not reach their end.
+        jobs: runs that were trained at the same time on this machine, at most.
         how_decoded: prompts, prompt_tokens and new_tokens of the measured speed; empty without it.
         environment: of the first finished run.
     """
@@ -134,6 +135,7 @@ class ComparisonResult:
     teacher: TeacherFinding | None
     differences: tuple[Difference, ...]
     failures: tuple[Failure, ...]
+    jobs: int
     how_decoded: Mapping[str, Any]
     environment: Mapping[str, Any]
 
@@ -157,12 +159,17 @@ class _Run:
 
 
 def collect(
-    comparison: Comparison, folder: ComparisonFolder, failures: Iterable[Failure], speed: Mapping[str, Any] | None
+    comparison: Comparison,
+    folder: ComparisonFolder,
+    failures: Iterable[Failure],
+    speed: Mapping[str, Any] | None,
+    jobs: int,
 ) -> ComparisonResult:
     """Everything that the runs which reached their end have found.
 
     Args:
         speed: the content of decode.json.
+        jobs: runs that were trained at the same time, at most.
     """
     runs: dict[str, dict[int, _Run]] = {}
     for cell, seed in folder.finished(comparison):
@@ -182,6 +189,7 @@ def collect(
         teacher=_teacher(some, comparison.teacher_cache_bytes_per_token, speed or {}) if some else None,
         differences=tuple(pair for pair in pairs if pair is not None),
         failures=tuple(failures),
+        jobs=jobs,
         how_decoded={key: speed[key] for key in ("prompts", "prompt_tokens", "new_tokens")} if speed else {},
         environment=some.results["environment"] if some else {},
     )

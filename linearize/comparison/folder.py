@@ -67,10 +67,16 @@ class ComparisonFolder:
         with RunFolder(self.path).locked():
             yield
 
-    def claim(self, comparison: Comparison) -> None:
+    def claim(self, comparison: Comparison, jobs: int = 1) -> int:
         """Writes down what is compared, or makes sure that the folder's comparison is the same.
 
         Cells may come and go and seeds may be added; a cell that is there keeps its recipe.
+
+        Args:
+            jobs: runs at a time from now on.
+
+        Returns:
+            The largest number of runs at a time that this folder has seen: their speeds are not those of runs alone.
 
         Raises:
             RunError: the folder holds another comparison; shows every difference.
@@ -95,4 +101,6 @@ class ComparisonFolder:
                 + "\nUndo the change, give the comparison another compare.name, or start over with --fresh, "
                 "which keeps the old folder beside"
             )
-        write_json(self.manifest, {"shared": now["shared"], "cells": {**before["cells"], **cells}})
+        most = max(jobs, before.get("jobs", 1))
+        write_json(self.manifest, {"shared": now["shared"], "cells": {**before["cells"], **cells}, "jobs": most})
+        return most

@@ -1,4 +1,4 @@
-"""Running what is left of a comparison: every run in a process of its own, one after another. Imports no torch."""
+"""Running what is left of a comparison: every run in a process of its own, ``jobs`` at a time. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from linearize.comparison.cells import Comparison
+from linearize.comparison.cells import Cell, Comparison
 from linearize.comparison.folder import ComparisonFolder
 from linearize.display import Display
 from linearize.errors import RunError
@@ -20,6 +21,8 @@ from linearize.recipe.load import fingerprint
 
 LOG_LINES = 12
 """Lines at the end of a log that are shown of a process that could not say why it ended."""
+POLL_SECONDS = 0.1
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,30 +55,63 @@ def refuse_launcher() -> None:
         )
 
 
-def run_cells(comparison: Comparison, folder: ComparisonFolder, display: Display, *, show: bool) -> list[Failure]:
+def run_cells(
+    comparison: Comparison, folder: ComparisonFolder, display: Display, *, show: bool, jobs: int = 1
+) -> list[Failure]:
     """Runs every cell and seed that is not finished; a failing one leaves the others alone.
 
     Args:
         show: the runs' own progress goes to stdout, not to their logs.
+        jobs: runs at a time. More than one get the GPUs that CUDA_VISIBLE_DEVICES lists in turn, and share the cores.
     """
-    failures: list[Failure] = []
-    runs = list(comparison.runs())
-    for number, (cell, seed) in enumerate(runs, start=1):
-        label = f"[{number}/{len(runs)}] {cell.name}, seed {seed}"
+    waiting: list[_Run] = []
+    total = len(list(comparison.runs()))
+    for number, (cell, seed) in enumerate(comparison.runs(), start=1):
+        run = _Run(cell, seed, f"[{number}/{total}] {cell.name}, seed {seed}")
         if folder.is_finished(cell, seed):
-            display.note(f"{label}: was done before")
-            continue
-        display.note(label)
-        job = {
-            "kind": "run", "tables": cell.tables(seed), "folder": str(folder.run(cell, seed).path),
-            "failure": str(folder.failure(cell, seed)),
-        }  # fmt: skip
-        told = _work(job, folder.log(cell, seed), show=show)
-        # A process may still crash while it ends, with nothing left to do.
-        if told is not None and not folder.is_finished(cell, seed):
-            failures.append(Failure(cell.name, seed, *told, folder.log(cell, seed)))
-            display.warn(f"{cell.name}, seed {seed} failed: {told[0]}")
+            display.note(f"{run.label}: was done before")
+        else:
+            waiting.append(run)
+    failures: list[Failure] = []
+    working: dict[int, tuple[_Run, _Worker]] = {}
+    try:
+        while waiting or working:
+            for slot in [slot for slot in range(jobs) if slot not in working][: len(waiting)]:
+                run = waiting.pop(0)
+                display.note(run.label)
+                environment = share_of_the_machine(slot, jobs) if jobs > 1 else {}
+                working[slot] = run, _Worker(run.job(folder), folder.log(run.cell, run.seed), environment, show=show)
+            time.sleep(POLL_SECONDS)
+            for slot in [slot for slot, (_, worker) in working.items() if worker.has_ended()]:
+                run, worker = working.pop(slot)
+                told = worker.failure()
+                # A process may still crash while it ends, with nothing left to do.
+                if told is not None and not folder.is_finished(run.cell, run.seed):
+                    failures.append(Failure(run.cell.name, run.seed, *told, worker.log))
+                    display.warn(f"{run.cell.name}, seed {run.seed} failed: {told[0]}")
+                elif jobs > 1:
+                    display.note(f"{run.label}: done")
+    except BaseException:
+        for _, worker in working.values():
+            worker.kill()
+        raise
     return failures
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One cell in one seed, and what it is called in what is printed."""
+
+    cell: Cell
+    seed: int
+    label: str
+
+    def job(self, folder: ComparisonFolder) -> dict[str, Any]:
+        """What its process is told."""
+        return {
+            "kind": "run", "tables": self.cell.tables(self.seed), "folder": str(folder.run(self.cell, self.seed).path),
+            "failure": str(folder.failure(self.cell, self.seed)),
+        }  # fmt: skip
 
 
 def measure_speed(
@@ -115,29 +151,57 @@ def measure_speed(
 
 def _work(job: Mapping[str, Any], log: Path, *, show: bool) -> tuple[str, str] | None:
     """Does a job in a process of its own; what went wrong and its details, None when nothing did."""
-    failure, file = Path(job["failure"]), log.with_suffix(".job.json")
-    failure.unlink(missing_ok=True)
-    write_json(file, job)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-m", "linearize.comparison.worker", str(file)]
-    with log.open("w", encoding="utf-8") as stream:
-        # Nothing is written to stdin: the worker takes its end for this process's.
-        worker = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=None if show else stream, stderr=stream
-        )
-        try:
-            status = worker.wait()
-        except BaseException:
-            worker.kill()
-            worker.wait()
-            raise
-    file.unlink()
-    if status == 0:
-        return None
-    told = read_json(failure)
-    if isinstance(told, dict):
-        return told["text"], told["details"]
-    how = f"signal {-status} ({signal.Signals(-status).name})" if status < 0 else f"exit status {status}"
-    memory = "; the system ends processes so when memory runs out" if status == -signal.SIGKILL else ""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
-    return f"its process ended with {how}{memory}", "\n".join(lines)
+    worker = _Worker(job, log, {}, show=show)
+    try:
+        worker.process.wait()
+    except BaseException:
+        worker.kill()
+        raise
+    return worker.failure()
+
+
+def share_of_the_machine(slot: int, jobs: int) -> dict[str, str]:
+    """Environment of the run in one of ``jobs`` places: its GPU, where several are listed, and its share of cores."""
+    gpus = [name for name in os.environ.get(VISIBLE_GPUS, "").split(",") if name]
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    return {"OMP_NUM_THREADS": threads} | ({VISIBLE_GPUS: gpus[slot % len(gpus)]} if gpus else {})
+
+
+class _Worker:
+    """A process that does one job."""
+
+    def __init__(self, job: Mapping[str, Any], log: Path, environment: Mapping[str, str], *, show: bool) -> None:
+        self.log, self._told, self._file = log, Path(job["failure"]), log.with_suffix(".job.json")
+        self._told.unlink(missing_ok=True)
+        write_json(self._file, job)
+        path = os.pathsep.join(filter(None, sys.path))
+        with log.open("w", encoding="utf-8") as stream:
+            # Nothing is written to stdin: the worker takes its end for this process's.
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "linearize.comparison.worker", str(self._file)],
+                env={**os.environ, "PYTHONPATH": path, **environment},
+                stdin=subprocess.PIPE,
+                stdout=None if show else stream,
+                stderr=stream,
+            )
+
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def failure(self) -> tuple[str, str] | None:
+        """What went wrong in a process that has ended, and its details; None when nothing did."""
+        self._file.unlink(missing_ok=True)
+        status = self.process.wait()
+        if status == 0:
+            return None
+        told = read_json(self._told)
+        if isinstance(told, dict):
+            return told["text"], told["details"]
+        how = f"signal {-status} ({signal.Signals(-status).name})" if status < 0 else f"exit status {status}"
+        memory = "; the system ends processes so when memory runs out" if status == -signal.SIGKILL else ""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
+        return f"its process ended with {how}{memory}", "\n".join(lines)

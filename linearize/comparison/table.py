@@ -23,8 +23,6 @@ from linearize.report.wording import ABSENT, duration, percent, percent_interval
 from linearize.run_folder import RUNS
 
 AVERAGE = "average"
-FIRST_COLUMN = 22
-"""Characters of the terminal table's first column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +75,8 @@ def comparison_lines(result: ComparisonResult) -> list[Line]:
             "cache per token", Entry(byte_size(teacher.cache_bytes_per_token)),
             lambda cell: Entry(byte_size(cell.costs.cache_bytes_per_token)),
         ),
-        ("training tokens/s", Entry(""), lambda cell: Entry(short_count(cell.tokens_per_second))),
-        ("training time", Entry(""), lambda cell: Entry(duration(cell.training_seconds))),
+        (f"training tokens/s{_at_once(result)}", Entry(""), lambda cell: Entry(short_count(cell.tokens_per_second))),
+        (f"training time{_at_once(result)}", Entry(""), lambda cell: Entry(duration(cell.training_seconds))),
         (
             "decode ms/token", _decode(teacher.decode_ms, teacher.decode_rounds_ms),
             lambda cell: _decode(cell.decode_ms, cell.decode_rounds_ms),
@@ -186,7 +184,8 @@ def terminal_table(result: ComparisonResult, width: int) -> RenderableType:
     if not lines:
         return Group("No run has reached its end.", *(Text(line) for line in failure_lines(result)))
     size = 2 + max(len(str(entry)) for line in lines for entry in line.cells)
-    at_once = max(1, (width - FIRST_COLUMN - 2 - max(len(str(line.teacher)) for line in lines) - 2) // size)
+    first = 2 + max(len(line.name) for line in lines)
+    at_once = max(1, (width - first - 2 - max(len(str(line.teacher)) for line in lines) - 2) // size)
     parts: list[RenderableType] = []
     for start in range(0, len(result.cells), at_once):
         chosen = slice(start, start + at_once)
@@ -266,7 +265,8 @@ def _csv_rows(result: ComparisonResult) -> Iterator[dict[str, Any]]:
            ("retention", "low", "high")},
         "kl_nats_per_token": 0.0, "parameters_added": 0, "parameters_trained": 0, "state_bytes_per_sequence": 0,
         "cache_bytes_per_token": teacher.cache_bytes_per_token, "training_tokens": "", "training_seconds": "",
-        "training_tokens_per_second": "", "decode_ms_per_token": teacher.decode_ms, "seeds": "",
+        "training_tokens_per_second": "", "training_runs_at_once": "",
+        "decode_ms_per_token": teacher.decode_ms, "seeds": "",
         "minus_best": "", "minus_best_low": "", "minus_best_high": "", "within_noise_of_best": "",
     }  # fmt: skip
     best = result.ranked()[0]
@@ -310,6 +310,10 @@ def is_best(result: ComparisonResult, cell: CellFinding, task: str | None) -> bo
 
 def _decode(value: float | None, rounds: Sequence[float]) -> Entry:
     return Entry(quantity(value), f"{quantity(min(rounds))}–{quantity(max(rounds))}" if len(rounds) > 1 else "")
+
+
+def _at_once(result: ComparisonResult) -> str:
+    return f", {result.jobs} at once" if result.jobs > 1 else ""
 
 
 def _marked(entry: Entry) -> str:

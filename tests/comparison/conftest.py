@@ -93,6 +93,7 @@ def made_up(folder: Path, shares: dict[str, Sequence[float]], failures: Sequence
             for a, b in pairs
         ),
         failures=tuple(failures),
+        jobs=1,
         how_decoded={"prompts": 2, "prompt_tokens": 60.5, "new_tokens": 32},
         environment={"device": "cpu", "processor": "A processor"},
     )  # fmt: skip

@@ -16,6 +16,7 @@ import linearize
 from linearize.cli import app
 from linearize.comparison.cells import Comparison, plan_comparison
 from linearize.comparison.folder import ComparisonFolder
+from linearize.comparison.running import share_of_the_machine
 from linearize.errors import RecipeError, RunError
 from linearize.plan import count, meta_mixer
 from linearize.recipe.toml import read_tables
@@ -281,3 +282,15 @@ def test_the_commands_of_the_page_have_no_problem(monkeypatch: pytest.MonkeyPatc
         arguments = [*line.split()[1:], "--dry-run"]
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, result.stderr
+
+
+def test_runs_at_a_time_are_dealt_the_listed_gpus_and_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    dealt = [share_of_the_machine(slot, jobs=3) for slot in range(3)]
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in dealt] == ["2", "5", "2"]
+    assert {share["OMP_NUM_THREADS"] for share in dealt} == {"5"}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert share_of_the_machine(0, jobs=3) == {"OMP_NUM_THREADS": "1"}

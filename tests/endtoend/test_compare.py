@@ -40,8 +40,8 @@ CELLS: list[dict[str, Any]] = [
     {"name": "hybrid", "set": {"student": {"layout": {"type": "every", "keep": 4}, "mixer": {"conv_width": 4}}}},
     {"name": "broken", "set": {"stages": {"distill": {"lr": 1e30, "clip": 1e30}}}},
 ]
-CLOCK = ("training_seconds", "training_tokens_per_second", "decode_ms_per_token")
-"""Columns that a clock decides."""
+CLOCK = ("training_seconds", "training_tokens_per_second", "training_runs_at_once", "decode_ms_per_token")
+"""Columns of clocks and what they depend on."""
 
 
 def write_recipe(folder: Path, demo: Any, cells: list[dict[str, Any]], **compare: Any) -> Path:
@@ -60,11 +60,11 @@ def rows(folder: Path) -> dict[str, dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def whole(demo: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ComparisonResult]:
-    """A comparison that nobody stopped, from Python: its working directory and its result."""
+    """A comparison that nobody stopped, from Python, two runs at a time: its working directory and its result."""
     cwd = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(cwd)
-        return cwd, linearize.compare(write_recipe(cwd, demo, CELLS))
+        return cwd, linearize.compare(write_recipe(cwd, demo, CELLS), jobs=2)
 
 
 def test_a_failing_cell_is_told_and_leaves_the_others_alone(whole: tuple[Path, ComparisonResult]) -> None:

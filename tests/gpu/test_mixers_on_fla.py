@@ -19,6 +19,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; kernels do not run on a CPU"),
     pytest.mark.skipif(bool(OBSTACLE), reason=f"fla: {OBSTACLE}"),
 ]
+DECAYS = ("A_log", "dt_bias")
 FLA = {"backend": "fla", "conv_backend": "fla"}
 
 
@@ -33,6 +34,8 @@ class OnFla(MixerConformance):
     dtype = torch.float32
     tolerance = 1e-2
     device = "cuda"
+    decay_gradients = 1e-2
+    """How far the gradients of the decays' parameters may be off."""
 
     def test_it_agrees_with_torch_in_outputs_and_gradients(self, options: dict[str, Any]) -> None:
         """The mixer with fla's kernels and the same one with the reference."""
@@ -41,7 +44,7 @@ class OnFla(MixerConformance):
         other.load_state_dict(copy.deepcopy(mixer.state_dict()))
         found, wanted = (self._outputs_and_gradients(one, x) for one in (mixer, other))
         for name, tensor in wanted.items():
-            assert_near(found[name], tensor, self.tolerance, name)
+            assert_near(found[name], tensor, self.decay_gradients if name in DECAYS else self.tolerance, name)
 
     def _outputs_and_gradients(self, mixer: Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
         x = x.clone().requires_grad_()
@@ -76,6 +79,9 @@ class TestDeltaNet(OnFla):
 
 class TestGatedDeltaNet(OnFla):
     name = "gated_delta_net"
+    # The kernel takes them as differences of large sums: off by 1.6e-2 on an H200, where TF32 products in plain torch cost
+    # 1.5e-3. docs/backends.md tells users.
+    decay_gradients = 2.5e-2
 
 
 class TestKda(OnFla):

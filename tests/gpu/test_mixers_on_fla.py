@@ -79,8 +79,8 @@ class TestDeltaNet(OnFla):
 
 class TestGatedDeltaNet(OnFla):
     name = "gated_delta_net"
-    # The kernel takes them as differences of large sums: off by 1.6e-2 on an H200, where TF32 products in plain torch cost
-    # 1.5e-3. docs/backends.md tells users.
+    # The kernel takes them as differences of large sums: off by 1.6e-2 on an H200, where TF32 products in plain torch
+    # cost 1.5e-3. docs/backends.md tells users.
     decay_gradients = 2.5e-2
 
 

@@ -1,0 +1,38 @@
+"""Options of linear attention with feature maps."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from linearize.mixing.options import LinearMixerOptions
+
+
+class FeatureMapConfig(LinearMixerOptions):
+    """Options of one feature map mixer."""
+
+    map: Literal["hedgehog", "t2r", "elu"] = Field(
+        default="hedgehog",
+        description="What makes features of q and k: hedgehog: softmax(Wx + b) and softmax(-Wx - b), side by side; "
+        "t2r: relu(Wx + b); elu: elu(x) + 1, which has nothing to learn.",
+    )
+    feature_dim: int = Field(
+        default=0, ge=0,
+        description="Rows of W for each head; 0: the width of a key head. Hedgehog makes twice as many features.",
+    )  # fmt: skip
+    normalizer: bool = Field(
+        default=True, description="Divide by the sum of all weights, so that an output is an average of values."
+    )
+    normalizer_eps: float = Field(
+        default=1e-6, gt=0, description="Added to that sum, for queries that meet no key; no unit."
+    )
+
+    @model_validator(mode="after")
+    def _nothing_to_widen(self) -> FeatureMapConfig:
+        if self.map == "elu" and self.feature_dim:
+            raise ValueError(
+                f"feature_dim = {self.feature_dim} with map = 'elu', which has no matrix: its features are as many as "
+                "a key head is wide; leave feature_dim out or choose 'hedgehog' or 't2r'"
+            )
+        return self

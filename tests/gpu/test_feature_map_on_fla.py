@@ -60,7 +60,7 @@ class TestFeatureMapOnFla(MixerConformance):
         y = torch.cat([first * valid[..., None, None], second], 1)
         toward = self.inputs(270, seed=5)[..., :4].unsqueeze(-1).to(dtype)
         dx, *gradients = torch.autograd.grad((y * toward).float().sum(), [x, *mixer.parameters()])
-        # As one vector: a bias of hedgehog's maps hardly matters to normalised weights, and its gradient is a difference
+        # As one vector: a bias of hedgehog's maps hardly matters to normalised weights; its gradient is a difference
         # of numbers a hundred times as large.
         dparameters = torch.cat([gradient.float().flatten() for gradient in gradients])
         return {"y": y.detach(), "memory": state["memory"].detach(), "dx": dx, "dparameters": dparameters}

@@ -12,6 +12,11 @@ from linearize.mixing.options import LinearMixerOptions
 class FeatureMapConfig(LinearMixerOptions):
     """Options of one feature map mixer."""
 
+    rope: bool = Field(
+        default=True,
+        description="Turn q and k by the teacher's rotary embedding, where it has one, before the maps; false: nothing "
+        "but the convolution knows the order of tokens.",
+    )
     map: Literal["hedgehog", "t2r", "elu"] = Field(
         default="hedgehog",
         description="What makes features of q and k: hedgehog: softmax(Wx + b) and softmax(-Wx - b), side by side; "

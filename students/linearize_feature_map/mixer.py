@@ -42,7 +42,7 @@ class FeatureMapMixer(LinearMixer):
     def add_parameters(self) -> None:
         """The W and b of both maps."""
         self.q_map = make_map(self.config, self.site.num_heads, self.site.key_dim)
-        self.k_map = make_map(self.config, self.site.num_key_value_heads, self.site.key_dim)
+        self.k_map = make_map(self.config, self.num_key_value_heads, self.site.key_dim)
 
     def initialize_own(self, style: SeedStyle, generator: torch.Generator) -> None:
         """ "mimic": W is the identity, so that features start from q and k as they are. "scratch": W and b drawn."""

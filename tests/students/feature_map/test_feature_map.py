@@ -47,15 +47,16 @@ def by_pairs(mixer: Any, x_TD: Tensor, position: tuple[Tensor, Tensor] | None = 
         taps = range(config.conv_width)
         raw = mixer.conv1d.bias + sum(mixer.conv1d.weight[:, 0, i] * before[i : i + len(raw)] for i in taps)
         raw = F.silu(raw) if config.conv_activation == "silu" else raw
-    v, k, q = raw.split([GROUPS * V, GROUPS * K, HEADS * K], -1)
-    v, k, q = v.view(-1, GROUPS, V), k.view(-1, GROUPS, K), q.view(-1, HEADS, K)
+    groups = mixer.num_key_value_heads
+    v, k, q = raw.split([groups * V, groups * K, HEADS * K], -1)
+    v, k, q = v.view(-1, groups, V), k.view(-1, groups, K), q.view(-1, HEADS, K)
     if mixer.qk_norm == "rms":
         q, k = (F.rms_norm(x, (K,), norm.weight, config.norm_eps) for x, norm in ((q, mixer.q_norm), (k, mixer.k_norm)))
     if position is not None:
         q, k = (turn(x, *position) for x in (q, k))
     outputs = torch.zeros(len(x_TD), HEADS, V, dtype=x_TD.dtype)
     for head in range(HEADS):
-        group = head // (HEADS // GROUPS)
+        group = head // (HEADS // groups)
         from_q = [features(mixer, "q", x, head) for x in q[:, head]]
         from_k = [features(mixer, "k", x, group) for x in k[:, group]]
         for t in range(len(x_TD)):
@@ -86,7 +87,7 @@ class TestFeatureMap(MixerConformance):
         # 9 rows: differences cannot see a slope where some Wx + b is within their step of relu's kink, as with 8 rows.
         {**BARE, "map": "t2r", "feature_dim": 9, "qkv_bias": True},
         {"map": "elu", "rope": False, "conv_width": 4, "conv_activation": "silu"},
-        {"feature_dim": 3, "normalizer": False, "qk_norm": "rms", "chunk_size": 7},
+        {"feature_dim": 3, "normalizer": False, "qk_norm": "rms", "chunk_size": 7, "key_value_heads": "per_query"},
     )
 
     def reference(self, mixer: Any, x_TD: Tensor, position: tuple[Tensor, Tensor]) -> Tensor:

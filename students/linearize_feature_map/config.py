@@ -12,6 +12,16 @@ from linearize.mixing.options import LinearMixerOptions
 class FeatureMapConfig(LinearMixerOptions):
     """Options of one feature map mixer."""
 
+    output_norm: bool = Field(
+        default=False,
+        description="RMSNorm over each head's output, one weight shared by the heads; the papers have none, as an "
+        "average of values has attention's size already.",
+    )
+    gate: bool = Field(
+        default=False,
+        description="Multiply the output with SiLU of a projection of the input; the papers do not, and a gate starts "
+        "near 0, where an average of values starts near attention.",
+    )
     rope: bool = Field(
         default=True,
         description="Turn q and k by the teacher's rotary embedding, where it has one, before the maps; false: nothing "
@@ -27,7 +37,9 @@ class FeatureMapConfig(LinearMixerOptions):
         description="Rows of W for each head; 0: the width of a key head. Hedgehog makes twice as many features.",
     )  # fmt: skip
     normalizer: bool = Field(
-        default=True, description="Divide by the sum of all weights, so that an output is an average of values."
+        default=True,
+        description="Divide by the sum of all weights, so that an output is an average of values; false: it grows with "
+        "the length, which output_norm = true takes out.",
     )
     normalizer_eps: float = Field(
         default=1e-6, gt=0, description="Added to that sum, for queries that meet no key; no unit."

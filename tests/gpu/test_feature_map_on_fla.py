@@ -27,7 +27,7 @@ class TestFeatureMapOnFla(MixerConformance):
     """fp32 inputs go through TF32 products (10 bits), so two ways to one number agree to about that."""
 
     name = "feature_map"
-    options = (FLA, {**FLA, "normalizer": False})
+    options = (FLA, {**FLA, "normalizer": False, "output_norm": True, "gate": True})
     site = AttentionSite(
         index=1, path="layers.1.self_attn", tower="language", layer=1, num_layers=4, cache_index=1, hidden_size=64,
         num_heads=4, num_key_value_heads=2, key_dim=64, value_dim=64,
@@ -40,7 +40,7 @@ class TestFeatureMapOnFla(MixerConformance):
     @pytest.mark.parametrize("name", ["hedgehog", "t2r", "elu"])
     def test_it_agrees_with_torch_in_outputs_states_and_gradients(self, name: str, dtype: torch.dtype) -> None:
         """The mixer with fla's kernels and the same one with the reference, from a carried state, with pads."""
-        made = {"map": name, "output_norm": False, "gate": False, "conv_width": 0}
+        made = {"map": name, "conv_width": 0}
         mixer = self.ready({**FLA, **made}).to(dtype)
         other = self.build({**made, "backend": "torch"}).to("cuda", dtype)
         other.load_state_dict(copy.deepcopy(mixer.state_dict()))
@@ -91,7 +91,7 @@ def test_an_odd_number_of_value_columns_agrees_in_bf16_with_every_gradient(token
 def test_weights_add_up_to_one_after_many_tokens_in_bf16() -> None:
     """With values of 1 every output is the sum of its weights."""
     case = TestFeatureMapOnFla()
-    mixer = case.build({**FLA, "output_norm": False, "gate": False, "conv_width": 0, "qkv_bias": True})
+    mixer = case.build({**FLA, "conv_width": 0, "qkv_bias": True})
     mixer.initialize("scratch", torch.Generator().manual_seed(0))
     mixer = mixer.to("cuda", torch.bfloat16)
     with torch.no_grad():

@@ -23,7 +23,8 @@ from linearize.testing.mixers import attention_weights
 
 SITE = MixerConformance.site
 HEADS, GROUPS, K, V = 4, 2, 6, 5
-BARE = {"conv_width": 0, "output_norm": False, "gate": False}
+BARE = {"conv_width": 0}
+FRAMED = {"output_norm": True, "gate": True}
 
 
 def features(mixer: Any, kind: str, x_K: Tensor, head: int) -> Tensor:
@@ -86,8 +87,15 @@ class TestFeatureMap(MixerConformance):
         BARE,
         # 9 rows: differences cannot see a slope where some Wx + b is within their step of relu's kink, as with 8 rows.
         {**BARE, "map": "t2r", "feature_dim": 9, "qkv_bias": True},
-        {"map": "elu", "rope": False, "conv_width": 4, "conv_activation": "silu"},
-        {"feature_dim": 3, "normalizer": False, "qk_norm": "rms", "chunk_size": 7, "key_value_heads": "per_query"},
+        {**FRAMED, "map": "elu", "rope": False, "conv_width": 4, "conv_activation": "silu"},
+        {
+            **FRAMED,
+            "feature_dim": 3,
+            "normalizer": False,
+            "qk_norm": "rms",
+            "chunk_size": 7,
+            "key_value_heads": "per_query",
+        },
     )
 
     def reference(self, mixer: Any, x_TD: Tensor, position: tuple[Tensor, Tensor]) -> Tensor:
@@ -234,7 +242,7 @@ def test_the_maps_see_turned_queries_and_keys() -> None:
 
 
 def test_bf16_autocast_is_near_fp32_in_output_and_gradients() -> None:
-    mixer, x = build(conv_width=2, output_norm=True, gate=True), inputs(100, dtype=torch.float32)
+    mixer, x = build(conv_width=2, **FRAMED), inputs(100, dtype=torch.float32)
     results, toward = [], torch.randn(2, 100, HEADS, V, generator=torch.Generator().manual_seed(0))
     for is_on in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=is_on):

@@ -182,7 +182,11 @@ SeedStyle = Literal["mimic", "scratch"]
 
 
 class Mixer(Protocol):
-    """A linear-time token mixer; in truth an nn.Module, whose constructor takes (config, site)."""
+    """A linear-time token mixer; in truth an nn.Module, whose constructor takes (config, site).
+
+    One that has k or v once for each query head, where the teacher shares them, says so in an attribute ``repeated``,
+    {"k", "v"}: a seeder then gives it each of the teacher's heads several times. Without it shapes have to fit.
+    """
 
     projections: Mapping[str, str]
     """Which nn.Linear attributes can take the teacher's projections: {"q": "q_proj", "k": "k_proj", "v": "v_proj"}."""
@@ -220,7 +224,7 @@ class SeedReport:
     """The full account of one site's seeding.
 
     Attributes:
-        parameters: every mixer parameter -> "copied", "derived" or "fresh".
+        parameters: every mixer parameter -> "copied" (once, or once for each query head), "derived" or "fresh".
         teacher: every teacher tensor -> "used", "kept" (shared, frozen) or "dropped".
     """
 

@@ -5,7 +5,7 @@
     output = RMSNorm(y) · SiLU(W_g x)                per head, before the teacher's output projection
 
 Heads and widths come from the site, so that the teacher's projections fit: k and v are shared by query heads exactly as
-in the teacher, each query head has a state of its own.
+in the teacher, unless the options give each query head its own; each query head has a state of its own either way.
 Letters: B batch, T tokens, D model width, N query heads, M key-value heads, K key width, V value width, C channels.
 """
 
@@ -42,6 +42,10 @@ class LinearMixer(nn.Module):
         backend: the name of its backend, or "auto".
         rope: turn q and k by the position that the site passes.
 
+    Attributes:
+        num_key_value_heads: M, the heads of k and v: the site's, or as many as query heads.
+        repeated: those of "k" and "v" into which a seeder repeats the teacher's heads.
+
     Raises:
         PluginError: ``rope`` at a site whose teacher turns other pairs of numbers than ``rotate`` does.
     """
@@ -72,7 +76,10 @@ class LinearMixer(nn.Module):
             )
         self.config, self.site = config, site
         self.operation, self.backend, self.qk_norm, self.rope = operation, backend, qk_norm, rope
-        width, heads, groups = site.hidden_size, site.num_heads, site.num_key_value_heads
+        is_grouped = config.key_value_heads == "grouped"
+        self.num_key_value_heads = site.num_key_value_heads if is_grouped else site.num_heads
+        self.repeated = frozenset[str]() if is_grouped else frozenset({"k", "v"})
+        width, heads, groups = site.hidden_size, site.num_heads, self.num_key_value_heads
         self.q_width, self.k_width, self.v_width = heads * site.key_dim, groups * site.key_dim, groups * site.value_dim
         self.q_proj = nn.Linear(width, self.q_width, bias=config.qkv_bias)
         self.k_proj = nn.Linear(width, self.k_width, bias=config.qkv_bias)

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 from linearize.config import Config
 
 QkNorm = Literal["none", "rms", "l2"]
+KeyValueHeads = Literal["grouped", "per_query"]
 
 
 class ProjectionOptions(Config):
@@ -19,6 +20,11 @@ class ProjectionOptions(Config):
 
     qkv_bias: bool = Field(
         default=False, description="Biases on the q, k and v projections, for teachers that have them."
+    )
+    key_value_heads: KeyValueHeads = Field(
+        default="grouped",
+        description="grouped: k and v as in the teacher, each shared by a group of query heads (GQA); per_query: each "
+        "query head has its own, which start as copies and are trained apart.",
     )
 
 

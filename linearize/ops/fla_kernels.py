@@ -40,11 +40,19 @@ def gated_recurrence(
     v_BTNV = torch_gated.repeat_heads(v_BTMV, heads, 2)
     if write_BTN is not None:
         v_BTNV = v_BTNV * write_BTN.unsqueeze(-1)
-    tensors = {"q": q_BTNK, "k": k_BTNK, "v": v_BTNV.to(dtype), "g": g_BTN.float()}
-    kernel = fused_recurrent_simple_gla if single else chunk_simple_gla
-    # The only token of a row goes on from the state before it, whatever its segment.
-    segments = None if single else segments_BT
-    return call_kernel(kernel, tensors, scale=scale, state_BNKV=state_BNKV, segments_BT=segments)
+    tensors = {"q": q_BTNK, "k": k_BTNK, "v": v_BTNV.to(dtype)}
+    if single:
+        # The only token of a row goes on from the state before it, whatever its segment.
+        tensors["g"] = g_BTN.float()
+        return call_kernel(fused_recurrent_simple_gla, tensors, scale=scale, state_BNKV=state_BNKV)
+    key_dim, value_dim = q_BTNK.shape[-1], v_BTNV.shape[-1]
+    if dtype.itemsize == 2 and (key_dim % 2 or value_dim % 2):
+        # fla 0.6.0 refuses odd widths in 16 bits, for which Triton builds a backward that reads out of bounds.
+        tensors = {name: F.pad(tensor, (0, tensor.shape[-1] % 2)) for name, tensor in tensors.items()}
+        state_BNKV = None if state_BNKV is None else F.pad(state_BNKV, (0, value_dim % 2, 0, key_dim % 2))
+    tensors["g"] = g_BTN.float()
+    y, state = call_kernel(chunk_simple_gla, tensors, scale=scale, state_BNKV=state_BNKV, segments_BT=segments_BT)
+    return y[..., :value_dim], state[:, :, :key_dim, :value_dim]
 
 
 def ssd_recurrence(

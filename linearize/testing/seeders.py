@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from linearize.distill.seeding import require_full_account
 from linearize.errors import LinearizeError
+from linearize.mixing.heads import repeat_for_query_heads
 from linearize.mixing.mixer import LinearMixer
 from linearize.mixing.options import LinearMixerOptions
 from linearize.protocols import AttentionSite, AttentionWeights, SeedReport, SeedStyle
@@ -93,7 +94,7 @@ class SeederConformance:
             mixer = self.mixer(self.site)
             report = self.seed(options, mixer, weights)
             copied = {name: p for name, p in mixer.named_parameters() if report.parameters.get(name) == "copied"}
-            found = {name: _equal_to(parameter, weights) for name, parameter in copied.items()}
+            found = {name: self._equal_to(parameter, weights, mixer) for name, parameter in copied.items()}
             strangers = sorted(name for name, source in found.items() if source is None)
             assert not strangers, f"said to be copied, but equal to no teacher tensor: {', '.join(strangers)}"
             unused = sorted(str(source) for source in found.values() if report.teacher.get(str(source)) != "used")
@@ -135,6 +136,14 @@ class SeederConformance:
             missing = [str(shape) for shape in (list(right.shape), list(wrong.shape)) if str(shape) not in text]
             assert not missing, f"the error for {name} does not name {' and '.join(missing)}: {caught.value}"
 
+    def _equal_to(self, parameter: Tensor, weights: AttentionWeights, mixer: Any) -> str | None:
+        """The teacher tensor whose values ``parameter`` has, or has once for each query head; None: there is none."""
+        for name, tensor in weights.tensors().items():
+            is_repeated = name.removesuffix("_bias") in getattr(mixer, "repeated", ())
+            if torch.equal(repeat_for_query_heads(tensor, self.site) if is_repeated else tensor, parameter):
+                return name
+        return None
+
     def _teachers(self) -> list[AttentionWeights]:
         return [
             attention_weights(self.site, biases=biases, norms=norms)
@@ -161,8 +170,3 @@ class _Seedling(LinearMixer):
 def _fill(mixer: nn.Module, value: float) -> None:
     for parameter in mixer.parameters():
         parameter.fill_(value)
-
-
-def _equal_to(parameter: Tensor, weights: AttentionWeights) -> str | None:
-    """The teacher tensor whose values ``parameter`` has; None where there is none."""
-    return next((name for name, tensor in weights.tensors().items() if torch.equal(tensor, parameter)), None)

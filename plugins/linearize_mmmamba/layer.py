@@ -32,6 +32,7 @@ NAMES = (FUSED, OUTPUT, *RENAMED)
 FIXED_OPTIONS: dict[str, Any] = {
     "conv_activation": "silu",
     "qkv_bias": False,
+    "key_value_heads": "grouped",
     "rope": False,
     "qk_norm": False,
     "output_norm": True,

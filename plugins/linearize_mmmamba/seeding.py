@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from linearize.errors import PluginError
+from linearize.mixing.heads import repeat_for_query_heads
 from linearize.protocols import AttentionSite, AttentionWeights, SeedReport, SeedStyle
 from linearize.specs import NoOptions
 
@@ -38,7 +39,8 @@ class AttentionSeeder:
     ) -> SeedReport:
         """Sets every parameter of ``mixer`` and accounts for each of them and for each teacher tensor.
 
-        In the report a parameter is "copied" (the teacher's values), "derived" (set to mimic attention; some of these
+        In the report a parameter is "copied" (the teacher's values; where the mixer asks for it, those of a key-value
+        head once for each query head that shared it), "derived" (set to mimic attention; some of these
         values may be random, as a gate's) or "fresh" (knows nothing of attention). A teacher tensor is "used", "kept"
         (the output projection, which the site goes on using) or "dropped" (the mixer has no place for it, as for q and
         k norms).
@@ -52,7 +54,7 @@ class AttentionSeeder:
         parameters = dict(mixer.named_parameters())
         roles = _checked_roles(mixer, parameters, who)
         teacher = weights.tensors()
-        copied = _matched(mixer, parameters, teacher, who) if self.copies else {}
+        copied = _matched(mixer, parameters, teacher, site, who) if self.copies else {}
         if self.copies:
             _check_claims(copied, roles, who)
 
@@ -121,9 +123,9 @@ def _check_claims(copied: Collection[str], roles: dict[str, frozenset[str]], who
 
 
 def _matched(
-    mixer: Any, parameters: dict[str, nn.Parameter], teacher: dict[str, Tensor], who: str
+    mixer: Any, parameters: dict[str, nn.Parameter], teacher: dict[str, Tensor], site: AttentionSite, who: str
 ) -> dict[str, tuple[str, Tensor | None]]:
-    """Mixer parameter -> teacher tensor's name and value; no value for a bias that the teacher does not have."""
+    """Mixer parameter -> teacher tensor's name and its value there; none for a bias that the teacher does not have."""
     matched: dict[str, tuple[str, Tensor | None]] = {}
     for source, path in mixer.projections.items():
         if source not in ("q", "k", "v"):
@@ -135,10 +137,23 @@ def _matched(
         bias = f"{path}.bias"
         if bias in parameters:
             matched[bias] = (f"{source}_bias", teacher.get(f"{source}_bias"))
-    for name, (source, tensor) in matched.items():
-        if tensor is not None and tensor.shape != parameters[name].shape:
-            raise PluginError(
-                f"{who}: {name} has shape {list(parameters[name].shape)}, the teacher's {source} has "
-                f"{list(tensor.shape)}; build the mixer with the site's heads and widths, or use seeder 'scratch'"
-            )
-    return matched
+    return {
+        name: (source, None if tensor is None else _fitted(mixer, name, parameters[name], source, tensor, site, who))
+        for name, (source, tensor) in matched.items()
+    }
+
+
+def _fitted(
+    mixer: Any, name: str, parameter: Tensor, source: str, tensor: Tensor, site: AttentionSite, who: str
+) -> Tensor:
+    """The teacher's tensor as the parameter has it: the same, or its heads once for each query head."""
+    copies = site.num_heads // site.num_key_value_heads if source[0] in getattr(mixer, "repeated", ()) else 1
+    rows, *columns = parameter.shape
+    due = [rows // copies, *columns]
+    if list(tensor.shape) != due:
+        which = "" if copies == 1 else f", {copies} copies of each head of {due}"
+        raise PluginError(
+            f"{who}: {name} has shape {list(parameter.shape)}{which}, the teacher's {source} has "
+            f"{list(tensor.shape)}; build the mixer with the site's heads and widths, or use seeder 'scratch'"
+        )
+    return tensor if copies == 1 else repeat_for_query_heads(tensor, site)

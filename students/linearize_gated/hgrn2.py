@@ -36,12 +36,12 @@ class Hgrn2(LinearMixer):
 
     def add_parameters(self) -> None:
         """The logit of β."""
-        self.keep_bound = nn.Parameter(torch.zeros(self.site.num_key_value_heads, dtype=torch.float32))
+        self.keep_bound = nn.Parameter(torch.zeros(self.num_key_value_heads, dtype=torch.float32))
 
     def initialize_own(self, style: SeedStyle, generator: torch.Generator) -> None:
         """ "mimic": β so that a key of 0 forgets over 16 .. 1024 tokens, spread over the heads. "scratch": β = 1/2."""
         if style == "mimic":
-            self.keep_bound.copy_(torch.logit(1 - 2 / spread_horizons(self.site.num_key_value_heads).double()))
+            self.keep_bound.copy_(torch.logit(1 - 2 / spread_horizons(self.num_key_value_heads).double()))
         else:
             self.keep_bound.zero_()
 

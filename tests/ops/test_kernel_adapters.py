@@ -54,6 +54,13 @@ def simple_gla(
     return torch.cat([part for part, _ in parts], 1), torch.cat([state for _, state in parts])
 
 
+def chunk_simple_gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, **more: Any) -> tuple[Tensor, Tensor]:
+    # As fla 0.6.0's chunk_bwd_dv.
+    assert q.element_size() != 2 or (q.shape[-1] % 2 == 0 and v.shape[-1] % 2 == 0)
+    y, state = simple_gla(q.float(), k.float(), v.float(), g, **more)
+    return y.to(q.dtype), state
+
+
 def delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
     """As :func:`recur`, with the delta rule; g is [B, T, N, K], [B, T, N] or None."""
     outputs = []
@@ -219,7 +226,7 @@ STAND_INS: dict[str, dict[str, Any]] = {
         "chunk_kda": fla_kernel(delta_by_name(4)),
         "fused_recurrent_kda": fla_kernel(delta_by_name(4), is_step=True),
     },
-    "fla.ops.simple_gla": {"chunk_simple_gla": simple_gla, "fused_recurrent_simple_gla": simple_gla},
+    "fla.ops.simple_gla": {"chunk_simple_gla": chunk_simple_gla, "fused_recurrent_simple_gla": simple_gla},
     "mamba_ssm": {},
     "mamba_ssm.ops": {},
     "mamba_ssm.ops.triton": {},
@@ -297,6 +304,28 @@ def test_decode_steps_equal_the_reference_and_leave_the_given_state_alone(
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     if carried:
         assert torch.equal(given, state)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("segments", [None, SEGMENTS])
+@pytest.mark.parametrize("carried", [False, True])
+def test_odd_widths_in_bf16_reach_the_chunk_kernel_even_and_come_back_as_they_were(
+    adapters: dict[str, ModuleType], carried: bool, segments: Tensor | None
+) -> None:
+    def call(function: Any) -> Any:
+        return lambda q, k, v, g, *state: function(
+            q.bfloat16(), k.bfloat16(), v.bfloat16(), -g, state_BNKV=state[0] if state else None, segments_BT=segments
+        )
+
+    q, k, v, g, _, state = ssd_leaves(9)
+    leaves = [q, k, v, g, *([state] if carried else [])]
+    assert (q.shape[-1] % 2, v.shape[-1] % 2) == (1, 1)
+    found, wanted = call(adapters["fla_kernels"].gated_recurrence)(*leaves), call(gated.gated_recurrence)(*leaves)
+    toward = [torch.randn(y.shape, generator=torch.Generator().manual_seed(3)).to(y.dtype) for y in wanted]
+    gradients = [torch.autograd.grad(ys, leaves, toward) for ys in (found, wanted)]
+    for a, b in zip((*found, *gradients[0]), (*wanted, *gradients[1]), strict=True):
+        assert a.shape == b.shape
+        # Both compute in fp32; outputs, and gradients of what is bf16, are rounded to 8 bits.
+        assert float((a.float() - b.float()).norm().detach() / b.float().norm().detach()) < 0.01
 
 
 def test_the_gated_adapter_scales_and_needs_no_write_strength(adapters: dict[str, ModuleType]) -> None:

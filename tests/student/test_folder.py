@@ -70,6 +70,18 @@ def test_students_of_every_mixer_decode_and_come_back(
 
 
 @torch.no_grad()
+def test_a_student_whose_query_heads_have_their_own_keys_and_values_comes_back(
+    hovle: Any, plugins: Plugins, tmp_path: Path
+) -> None:
+    model = hovle.convert(None, plugins.registry.get(MixerSpec, "feature_map"), key_value_heads="per_query")
+    expected = model(**hovle.inputs).logits
+    save_student(model, tmp_path)
+    loaded = load_student(tmp_path)
+    assert torch.equal(loaded(**hovle.inputs).logits, expected)
+    assert {tuple(slot.mixer.k_proj.weight.shape) for slot in linearized_sites(loaded)} == {(32, 32)}
+
+
+@torch.no_grad()
 def test_names_in_the_file_are_the_teachers_at_kept_sites_and_hold_no_projection_twice(
     llama: Any, tmp_path: Path
 ) -> None:

@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from linearize.plugins import Plugins
+from linearize.protocols import AttentionSite
+from linearize.specs import MixerSpec
 from linearize.testing import SeederConformance
 
 
 class TestMimic(SeederConformance):
     name = "mimic"
+
+
+class TestMimicIntoHeadsOfTheirOwn(SeederConformance):
+    """Each query head gets the key and value head that it shared."""
+
+    name = "mimic"
+
+    def mixer(self, site: AttentionSite) -> Any:
+        spec = Plugins.discover().registry.get(MixerSpec, "mamba2")
+        options = {"key_value_heads": "per_query", "qkv_bias": True, "qk_norm": True}
+        return spec.builder()(spec.config_class().model_validate(options), site)
 
 
 class TestCopyQkv(SeederConformance):

@@ -140,6 +140,7 @@ def test_generation_options_of_the_folder_are_taken_over(
         ({"conv_activation": "identity"}, "conv_activation = 'identity' .due: 'silu'"),
         ({"output_norm": False, "dt_scales_input": False}, "output_norm = False .*dt_scales_input = False"),
         ({"skip": True}, "skip = True"),
+        ({"key_value_heads": "per_query"}, "key_value_heads = 'per_query' .due: 'grouped'"),
         ({"rope": True}, "rope = True"),
         ({"conv_width": 0}, "conv_width = 0"),
     ],

@@ -22,7 +22,7 @@ SITE = MixerConformance.site
 def by_formula(mixer: Any, x_TD: Tensor, position: tuple[Tensor, Tensor]) -> Tensor:
     """One row, token by token and head by head, written from the papers' formulae."""
     config, outputs, history = mixer.config, [], []
-    heads, groups, key_dim = SITE.num_heads, SITE.num_key_value_heads, SITE.key_dim
+    heads, groups, key_dim = SITE.num_heads, mixer.num_key_value_heads, SITE.key_dim
     states = torch.zeros(heads, key_dim, SITE.value_dim, dtype=x_TD.dtype)
     for t, token in enumerate(x_TD):
         u = torch.cat([mixer.v_proj(token), mixer.k_proj(token), mixer.q_proj(token)])
@@ -78,7 +78,7 @@ def decay_of(mixer: Any, token: Tensor, head: int) -> Tensor:
 class DeltaConformance(MixerConformance):
     options = (
         {},
-        {"rope": False, "conv_width": 0, "qkv_bias": True},
+        {"rope": False, "conv_width": 0, "qkv_bias": True, "key_value_heads": "per_query"},
         {"conv_width": 4, "conv_activation": "silu", "output_norm": False},
         {"negative_eigenvalues": True, "gate": False, "chunk_size": 5},
     )

@@ -24,7 +24,7 @@ from linearize.mixing.rotary import rotate
 from linearize.testing import MixerConformance
 
 SITE = MixerConformance.site
-HEADS, GROUPS, K, V = 4, 2, 6, 5
+HEADS, K, V = 4, 6, 5
 BARE = {"conv_width": 0, "output_norm": False, "gate": False, "rope": False}
 
 
@@ -47,7 +47,7 @@ class GatedConformance(MixerConformance):
         for t in range(len(x_TD)):
             heads = []
             for head in range(HEADS):
-                group = head // (HEADS // GROUPS)
+                group = head // (HEADS // mixer.num_key_value_heads)
                 state[head] = keep[t, head].unsqueeze(-1) * state[head] + torch.outer(k[t, group], v[t, group])
                 y = q[t, head] @ state[head] / K**0.5
                 if mixer.config.output_norm:
@@ -68,8 +68,9 @@ def projected(mixer: Any, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             mixer.conv1d.weight[:, 0, tap] * padded[tap : tap + len(raw)] for tap in range(width)
         )
         raw = F.silu(raw) if mixer.config.conv_activation == "silu" else raw
-    v, k, q = raw.split([GROUPS * V, GROUPS * K, HEADS * K], -1)
-    q, k, v = q.unflatten(-1, (HEADS, K)), k.unflatten(-1, (GROUPS, K)), v.unflatten(-1, (GROUPS, V))
+    groups = mixer.num_key_value_heads
+    v, k, q = raw.split([groups * V, groups * K, HEADS * K], -1)
+    q, k, v = q.unflatten(-1, (HEADS, K)), k.unflatten(-1, (groups, K)), v.unflatten(-1, (groups, V))
     if mixer.qk_norm == "rms":
         q, k = (F.rms_norm(t, (K,), norm.weight, 1e-5) for t, norm in ((q, mixer.q_norm), (k, mixer.k_norm)))
     if mixer.qk_norm == "l2":
@@ -82,7 +83,13 @@ class TestSimpleGla(GatedConformance):
     options = (
         {},
         BARE,
-        {"qk_norm": "rms", "qkv_bias": True, "conv_width": 4, "conv_activation": "silu"},
+        {
+            "qk_norm": "rms",
+            "qkv_bias": True,
+            "conv_width": 4,
+            "conv_activation": "silu",
+            "key_value_heads": "per_query",
+        },
         {"decay_normalizer": 1.0},
     )
 
@@ -97,7 +104,7 @@ class TestRetnet(GatedConformance):
         {},
         BARE,
         {"qk_norm": "l2", "conv_activation": "silu"},
-        {"first_exponent": 2.0, "exponent_step": 0.5},
+        {"first_exponent": 2.0, "exponent_step": 0.5, "key_value_heads": "per_query"},
     )
 
     def decays(self, mixer: Any, x_TD: Tensor, k_TMK: Tensor) -> Tensor:
@@ -118,7 +125,7 @@ class TestLightning(GatedConformance):
 
 class TestGla(GatedConformance):
     name = "gla"
-    options = ({}, BARE, {"qk_norm": "l2", "decay_rank": 3, "decay_normalizer": 1.0, "chunk_size": 7})
+    options = ({}, BARE, {"qk_norm": "l2", "decay_rank": 3, "chunk_size": 7, "key_value_heads": "per_query"})
 
     def decays(self, mixer: Any, x_TD: Tensor, k_TMK: Tensor) -> Tensor:
         raw = x_TD @ mixer.decay_down.weight.T @ mixer.decay_up.weight.T + mixer.decay_bias
@@ -127,13 +134,17 @@ class TestGla(GatedConformance):
 
 class TestHgrn2(GatedConformance):
     name = "hgrn2"
-    options = ({}, {"conv_width": 0, "output_norm": False, "gate": False}, {"conv_activation": "silu", "chunk_size": 7})
+    options = (
+        {},
+        {"conv_width": 0, "output_norm": False, "gate": False},
+        {"conv_activation": "silu", "chunk_size": 7, "key_value_heads": "per_query"},
+    )
 
     def keys(self, mixer: Any, k_TMK: Tensor) -> Tensor:
         return (1 - torch.sigmoid(mixer.keep_bound)).unsqueeze(-1) * torch.sigmoid(k_TMK)
 
     def decays(self, mixer: Any, x_TD: Tensor, k_TMK: Tensor) -> Tensor:
-        return (1 - self.keys(mixer, k_TMK)).repeat_interleave(HEADS // GROUPS, 1)
+        return (1 - self.keys(mixer, k_TMK)).repeat_interleave(HEADS // mixer.num_key_value_heads, 1)
 
 
 @pytest.mark.parametrize("layer", range(4))

@@ -24,7 +24,7 @@ OPTIONS: list[dict[str, Any]] = [
     {},
     {"conv_width": 0},
     {"conv_width": 4, "conv_activation": "identity"},
-    {"qk_norm": True, "skip": True, "qkv_bias": True},
+    {"qk_norm": True, "skip": True, "qkv_bias": True, "key_value_heads": "per_query"},
     {"rope": True, "qk_norm": True},
     {"output_norm": False},
     {"gate": False},
@@ -54,7 +54,7 @@ def by_formula(
 ) -> torch.Tensor:
     """One row, token by token, written from the paper's formulae; with ``position`` q and k are turned."""
     config, outputs = mixer.config, []
-    heads, groups = SITE.num_heads, SITE.num_key_value_heads
+    heads, groups = SITE.num_heads, mixer.num_key_value_heads
     history = []
     state = torch.zeros(heads, SITE.key_dim, SITE.value_dim, dtype=torch.float64)
     for t, token in enumerate(x):

@@ -13,8 +13,9 @@ from linearize.report.wording import ABSENT, short_count
 from linearize.run_folder import RUNS
 
 if TYPE_CHECKING:
+    from linearize.components import ResolvedComponent
     from linearize.plan import Plan
-    from linearize.recipe.load import LoadedRecipe, ResolvedComponent
+    from linearize.recipe.load import LoadedRecipe
 
 GRADIENT_AND_MOMENTS_BYTES = 12
 """Per trained parameter: its gradient and AdamW's two moments, each float32."""

@@ -212,7 +212,11 @@ SeedStyle = Literal["mimic", "scratch"]
 
 
 class Mixer(Protocol):
-    """A linear-time token mixer; in truth an nn.Module, whose constructor takes (config, site)."""
+    """A linear-time token mixer; in truth an nn.Module, whose constructor takes (config, site).
+
+    In training mode, which stages turn on, it may draw from torch's global generator, as dropout does: that is seeded
+    anew at every optimizer step, so that a run which was stopped ends as one that was not.
+    """
 
     projections: Mapping[str, str | Sequence[str]]
     """Which modules can take what the teacher has: {"q": "q_proj", "k": "k_proj", "v": "v_proj"}.

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 from torch import nn
 
 from linearize import __version__
+from linearize.components import read_options
 from linearize.config import Config
 from linearize.errors import CheckpointError, PluginError, UnknownNameError
 from linearize.plugins import Plugins
@@ -94,7 +95,7 @@ def build_mixers(description: StudentDescription) -> dict[int, nn.Module]:
     for entry in description.mixers:
         try:
             spec = plugins.registry.get(MixerSpec, entry.type, plugins.failures_hint())
-            options = spec.config_class().model_validate(entry.options)
+            options = read_options(spec.config_class(), entry.options, plugins)
             mixers[entry.site] = build_mixer(spec, options, sites[entry.site])
         except (PluginError, UnknownNameError, ValidationError) as error:
             raise _unbuildable(entry, error) from error

@@ -1,7 +1,7 @@
 """Softmax attention over the last W tokens, and the first n, in time and memory linear in T.
 
-A sequence is cut into blocks of L queries; the keys of a block are the L + W - 1 tokens that one of its queries can see.
-No T x T matrix exists. A later call needs the last W - 1 keys and values alone, so the state has one size.
+A sequence is cut into blocks of L queries; the keys of a block are the L + W - 1 tokens that its queries can see. No
+T x T matrix exists. A later call needs the last W - 1 keys and values alone, so the state has one size.
 
 Positions count the tokens of a call from 0, pads left out; what an earlier call saw has negative ones.
 Letters: B batch, T tokens, N query heads, M key-value heads (query head j reads key-value head j // G, G = N // M), K

@@ -3,9 +3,9 @@
     output = a · window(x) + b · linear(x)        "sum", a and b learnt per head, 1 and 0 at the start
     output = (window(x) + linear(x)) / 2          "average", as Liger (arXiv 2503.01496) does
 
-Both branches have projections of their own, which start as the teacher's: what finds a neighbour and what finds a fact in a
-state need not be the same. LoLCATs (arXiv 2410.10254) instead puts linear terms under one softmax denominator, which asks for
-a feature map with terms of its own and so leaves out all other mixers.
+Both branches have projections of their own, which start as the teacher's: what finds a neighbour and what finds a fact
+in a state need not be the same. LoLCATs (arXiv 2410.10254) puts both under one softmax denominator, which only a
+feature map with a denominator of its own allows.
 Letters: B batch, T tokens, D model width, N query heads, V value width.
 """
 

@@ -38,7 +38,8 @@ class SwaLinearConfig(WindowOptions):
     """Options of one sliding window with a linear mixer beside it."""
 
     linear: MixerComponent = Field(
-        description="The linear mixer of the other branch: any registered one, with its options."
+        default={"type": "gated_delta_net"},
+        description="The linear mixer of the other branch: any registered one, with its options.",
     )
     combine: Literal["sum", "average"] = Field(
         default="sum", description="sum: both branches times learnt gates; average: half of each, nothing to learn."
@@ -48,7 +49,7 @@ class SwaLinearConfig(WindowOptions):
     )
     linear_start: float = Field(
         default=0.0,
-        description="The linear branch's gate where seeding mimics attention; 0: the student starts as the window alone.",
+        description="First gate of the linear branch with seeder mimic; 0: the student starts as the window alone.",
     )
     window_dropout: float = Field(
         default=0.0,

@@ -95,6 +95,11 @@ MixerComponent = Annotated[ResolvedComponent, ComponentOf(MixerSpec)]
 """A mixer as an option of another."""
 
 
+def named(type: str, **options: Any) -> Any:
+    """The default of such a field, as a recipe would say it."""
+    return {"type": type, **options}
+
+
 def _serialize(component: ResolvedComponent, info: SerializationInfo) -> dict[str, Any]:
     options = component.config.model_dump(
         mode=info.mode, exclude_none=info.exclude_none, exclude_defaults=info.exclude_defaults

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from linearize.components import MixerComponent
+from linearize.components import MixerComponent, named
 from linearize.config import Config
 
 
@@ -38,7 +38,7 @@ class SwaLinearConfig(WindowOptions):
     """Options of one sliding window with a linear mixer beside it."""
 
     linear: MixerComponent = Field(
-        default={"type": "gated_delta_net"},
+        default=named("gated_delta_net"),
         description="The linear mixer of the other branch: any registered one, with its options.",
     )
     combine: Literal["sum", "average"] = Field(

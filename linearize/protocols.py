@@ -254,6 +254,16 @@ class Mixer(Protocol):
         ...
 
 
+class BranchedMixer(Protocol):
+    """What a mixer offers besides, when its output is a sum of branches: evaluation then tells what each one does."""
+
+    branches: Sequence[str]
+    """Their names."""
+
+    left_out: frozenset[str]
+    """Branches that add zeros now; none unless someone looks. The states that a call gives have the same shapes."""
+
+
 @dataclass(slots=True)
 class SeedReport:
     """The full account of one site's seeding.

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from linearize.data.conversation import IMAGE_MARK
 from linearize.evaluate.store import read_json
-from linearize.report import tables
+from linearize.report import branches, tables
 from linearize.report.records import RunRecord, StageRecord, read_run
 from linearize.report.results import build_results
 from linearize.report.wording import change, duration, percent, percent_interval, quantity, short_count
@@ -72,6 +72,11 @@ def render_page(run: RunRecord, results: Mapping[str, Any], charts: Mapping[str,
         charts=charts,
         tasks=results["tasks"],
         results=results,
+        branches={
+            "head": branches.HEAD,
+            "rows": branches.branch_rows(results),
+            "warnings": branches.branch_warnings(results),
+        },
         averages={who: tables.mean_share(results, who) for who in ("teacher", "student")},
         stages=[_stage_row(stage) for stage in run.stages],
         site_table=_site_table(run),

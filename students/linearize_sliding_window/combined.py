@@ -28,9 +28,12 @@ WINDOW, LINEAR = "window", "linear"
 class SwaLinearMixer(nn.Module):
     """Two mixers whose outputs are added; names of parameters and of states begin with the branch's."""
 
+    branches = (WINDOW, LINEAR)
+
     def __init__(self, config: SwaLinearConfig, site: AttentionSite) -> None:
         super().__init__()
         self.config, self.site = config, site
+        self.left_out: frozenset[str] = frozenset()
         self.window = SlidingWindowMixer(
             SlidingWindowConfig(window=config.window, sinks=config.sinks, gain=False), site
         )
@@ -89,6 +92,8 @@ class SwaLinearMixer(nn.Module):
                 x_BTD, valid_BT=valid_BT, position=position, segments_BT=segments_BT, state=before
             )
             after |= {f"{name}.{key}": tensor for key, tensor in states.items()}
+        for name in self.left_out:
+            outputs[name] = torch.zeros_like(outputs[name])
         return self._combined(outputs[WINDOW], outputs[LINEAR]), after
 
     def _combined(self, window_BTNV: Tensor, linear_BTNV: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The sliding window on a CUDA device: the kit, the CPU's numbers in every dtype, and memory that grows with T alone."""
+"""The sliding window on a CUDA device: the kit, the CPU's numbers in each dtype, and memory that grows with T only."""
 
 from __future__ import annotations
 

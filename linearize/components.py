@@ -12,7 +12,7 @@ A recipe then says ``linear = { type = "gla", rope = false }``; what is wrong wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -42,6 +42,20 @@ class ResolvedComponent:
     def table(self) -> dict[str, Any]:
         """The component as a TOML table, defaults written out."""
         return {"type": self.spec.name, **self.config.model_dump(mode="json", exclude_none=True)}
+
+
+def component_types(table: Mapping[str, Any]) -> Iterator[str]:
+    """The type of a component's table, and those of the components in it."""
+    yield str(table["type"])
+    for option in table.values():
+        if isinstance(option, Mapping) and "type" in option:
+            yield from component_types(option)
+
+
+def component_title(table: Mapping[str, Any]) -> str:
+    """ "swa_linear (gla)": the same for people."""
+    own, *inner = component_types(table)
+    return f"{own} ({', '.join(inner)})" if inner else own
 
 
 def read_options(model: type[Config], table: Mapping[str, Any], plugins: Plugins) -> Config:

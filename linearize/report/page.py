@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from linearize.components import component_title
 from linearize.data.conversation import IMAGE_MARK
 from linearize.evaluate.store import read_json
 from linearize.report import branches, tables
@@ -117,11 +118,11 @@ def _draw_charts(run: RunRecord, results: Mapping[str, Any], folder: Path) -> di
 def _subject(recipe: Mapping[str, Any]) -> str:
     """ "hovle (embedded) → mamba2, layout all, seeded by mimic"; "" without a recipe."""
     teacher, student = recipe.get("teacher", {}), recipe.get("student", {})
-    mixer = student.get("mixer", {}).get("type")
-    if "type" not in teacher or mixer is None:
+    mixer = student.get("mixer", {})
+    if "type" not in teacher or "type" not in mixer:
         return ""
     checkpoint = f" ({teacher['checkpoint']})" if "checkpoint" in teacher else ""
-    parts = [f"{teacher['type']}{checkpoint} → {mixer}"]
+    parts = [f"{teacher['type']}{checkpoint} → {component_title(mixer)}"]
     if layout := student.get("layout", {}).get("type"):
         parts.append(f"layout {layout}")
     if seeder := student.get("seeder", {}).get("type"):

@@ -78,3 +78,6 @@ def test_a_saved_student_has_the_same_options_and_logits(
     assert torch.equal(loaded(**prompts).logits, student(**prompts).logits)
     mixer, again = student.model.layers[1].self_attn.mixer, loaded.model.layers[1].self_attn.mixer
     assert again.config == mixer.config
+    plugins = {"sliding_window": ["sliding_window"], "swa_linear": ["sliding_window", "delta"]}
+    entry = loaded.config.linearize["mixers"][0]
+    assert [plugin.split()[0] for plugin in entry["plugin"].split(", ")] == plugins[entry["type"]]

@@ -11,6 +11,7 @@ from linearize_sliding_window.config import SwaLinearConfig
 from linearize_sliding_window.mixer import SlidingWindowMixer
 from pydantic import ValidationError
 
+from linearize.components import component_title
 from linearize.errors import RecipeError
 from linearize.plugins import Plugins
 from linearize.protocols import AttentionSite
@@ -152,6 +153,12 @@ def test_overrides_reach_the_inner_mixer_and_the_resolved_recipe_reads_back() ->
     inner = loaded.tables()["student"]["mixer"]["linear"]
     assert (inner["type"], inner["rope"], inner["conv_width"]) == ("retnet", False, 2)
     assert load_recipe(loaded.tables(), [], installed_plugins()).tables() == loaded.tables()
+
+
+def test_people_are_told_what_is_inside() -> None:
+    table = {"type": "swa_linear", "window": 8, "linear": {"type": "gla", "rope": False}}
+    assert component_title(table) == "swa_linear (gla)"
+    assert component_title({"type": "gla"}) == "gla"
 
 
 def test_gates_of_an_average_are_refused() -> None:

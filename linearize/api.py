@@ -18,7 +18,8 @@ from linearize.errors import CheckpointError, RecipeError
 from linearize.plan import CheckedRecipe, check_draft
 from linearize.plugins import Plugins
 from linearize.protocols import TeacherAdapter
-from linearize.recipe.load import describe_validation, draft_recipe
+from linearize.recipe.load import draft_recipe
+from linearize.recipe.problems import describe_validation
 from linearize.recipe.toml import to_inline
 from linearize.run_folder import RUNS, RunFolder, disk_errors, is_first_process
 from linearize.specs import FormatSpec, TeacherSpec

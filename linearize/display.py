@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from linearize.plan_table import plan_tables
+from linearize.report.branches import branch_table
 from linearize.report.tables import mean_error, retention_table, verdict
 from linearize.report.wording import change, duration, percent, quantity, short_count
 
@@ -202,6 +203,8 @@ class ConsoleDisplay:
         if results["tasks"] and not self._brief:
             self.console.print()
             self.console.print(retention_table(results))
+            if results.get("branches"):
+                self.console.print(branch_table(results))
         self._line(verdict(results))
         if self._brief:
             return

@@ -9,12 +9,14 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from linearize.components import component_title
 from linearize.report.wording import ABSENT, short_count
 from linearize.run_folder import RUNS
 
 if TYPE_CHECKING:
+    from linearize.components import ResolvedComponent
     from linearize.plan import Plan
-    from linearize.recipe.load import LoadedRecipe, ResolvedComponent
+    from linearize.recipe.load import LoadedRecipe
 
 GRADIENT_AND_MOMENTS_BYTES = 12
 """Per trained parameter: its gradient and AdamW's two moments, each float32."""
@@ -64,9 +66,10 @@ def _overview(recipe: LoadedRecipe, plan: Plan, model: Any, device: Any) -> Tabl
     table.add_column()
     kept = [site.index for site in plan.sites if site.index not in plan.linear]
     table.add_row("teacher", f"{_named(recipe.components['teacher'])}: {len(plan.sites)} sites ({towers(plan)})")
+    mixer = component_title(recipe.components["student.mixer"].table())
     table.add_row(
         "student",
-        f"{recipe.components['student.mixer'].spec.name} at {len(plan.linear)} of {len(plan.sites)} sites "
+        f"{mixer} at {len(plan.linear)} of {len(plan.sites)} sites "
         f"({site_ranges(plan.linear)}), seeded by {recipe.components['student.seeder'].spec.name}",
     )
     if kept:

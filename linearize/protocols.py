@@ -21,6 +21,24 @@ TOKEN_PAD, TOKEN_TEXT, TOKEN_IMAGE = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SiteNorm:
+    """The norm of a site's queries, and the like one of its keys.
+
+    Attributes:
+        kind: as in :class:`AttentionWeights`.
+        over: "head": each head by itself with one weight [K] for all; "heads": each head by itself with its own weight
+            [N, K]; "all": all heads together, [N*K].
+        has_bias: whether something is added to what is normalised and multiplied.
+        eps: added to the mean square, or to the variance.
+    """
+
+    kind: Literal["rms", "layer"] = "rms"
+    over: Literal["head", "heads", "all"] = "head"
+    has_bias: bool = False
+    eps: float = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionSite:
     """One softmax attention of the teacher's decoder, known from the configuration alone.
 
@@ -37,6 +55,11 @@ class AttentionSite:
         cache_argument: keyword under which the decoder passes its cache to the attention.
         has_rope: whether the attention turns queries and keys; where not, mixers get no position.
         rope_style: which numbers of a head turn together: "half": i and i + width/2; "interleaved": 2i and 2i + 1.
+        qkv_bias: whether any of the q, k and v projections has a bias.
+        qk_norm: the norm of queries and keys; None without one.
+        scale: factor on q·k before the softmax; None: 1/sqrt(K).
+        window: sliding window in tokens, the query's own included; None for full causal attention.
+        softcap: scores s become softcap * tanh(s / softcap); None: they stay.
     """
 
     index: int
@@ -54,11 +77,18 @@ class AttentionSite:
     cache_argument: str = "past_key_values"
     has_rope: bool = True
     rope_style: Literal["half", "interleaved"] = "half"
+    qkv_bias: bool = False
+    qk_norm: SiteNorm | None = None
+    scale: float | None = None
+    window: int | None = None
+    softcap: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionWeights:
     """The weights of one site as separate projections, however the teacher stores them.
+
+    What the site says too (biases, norms, scale, window, softcap, rotary embedding) is the same here.
 
     Attributes:
         q: [N*K, D]. k: [M*K, D]. v: [M*V, D]. o: [D, N*V]. Rows are head-major; query head j reads key-value head
@@ -184,12 +214,21 @@ SeedStyle = Literal["mimic", "scratch"]
 class Mixer(Protocol):
     """A linear-time token mixer; in truth an nn.Module, whose constructor takes (config, site).
 
-    One that has k or v once for each query head, where the teacher shares them, says so in an attribute ``repeated``,
-    {"k", "v"}: a seeder then gives it each of the teacher's heads several times. Without it shapes have to fit.
+    One that has k or v once for each query head, where the teacher shares them, names those modules in an attribute
+    ``repeated``, {"k_proj", "v_proj"}: a seeder then gives them each of the teacher's heads several times. Without it
+    shapes have to fit.
+
+    In training mode, which stages turn on, it may draw from torch's global generator, as dropout does: that is seeded
+    anew at every optimizer step, so that a run which was stopped ends as one that was not.
     """
 
-    projections: Mapping[str, str]
-    """Which nn.Linear attributes can take the teacher's projections: {"q": "q_proj", "k": "k_proj", "v": "v_proj"}."""
+    projections: Mapping[str, str | Sequence[str]]
+    """Which modules can take what the teacher has: {"q": "q_proj", "k": "k_proj", "v": "v_proj"}.
+
+    "q", "k" and "v" lead to an nn.Linear, by its dotted path; several paths: each takes a copy. "q_norm" and "k_norm"
+    lead to a module whose ``weight`` and ``bias``, if it has one, have the shapes of :class:`AttentionWeights`. All
+    parameters of these modules have the role "qkv".
+    """
 
     def roles(self) -> Mapping[str, frozenset[str]]:
         """Every parameter name with its roles: just one of "qkv" and "new", and finer ones ("conv", "decay", ...)."""
@@ -217,6 +256,16 @@ class Mixer(Protocol):
             state: what an earlier call returned; its size does not depend on T.
         """
         ...
+
+
+class BranchedMixer(Protocol):
+    """What a mixer offers besides, when its output is a sum of branches: evaluation then tells what each one does."""
+
+    branches: Sequence[str]
+    """Their names."""
+
+    left_out: frozenset[str]
+    """Branches that add zeros now; none unless someone looks. The states that a call gives have the same shapes."""
 
 
 @dataclass(slots=True)

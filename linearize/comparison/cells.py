@@ -15,7 +15,8 @@ from linearize.comparison.options import CellTable, CompareTable
 from linearize.errors import RecipeError
 from linearize.plan import CheckedRecipe, check_draft, meta_mixer
 from linearize.plugins import Plugins
-from linearize.recipe.load import describe_validation, draft_recipe, read_source
+from linearize.recipe.load import draft_recipe, read_source
+from linearize.recipe.problems import describe_validation
 from linearize.recipe.toml import Table, apply_override, to_inline
 
 Changes = tuple[tuple[str, Any], ...]

@@ -17,6 +17,7 @@ from linearize.comparison.noise import Estimate, TaskOutcomes, difference, mean_
 from linearize.comparison.running import Failure
 from linearize.evaluate.scores import Interval
 from linearize.evaluate.store import read_json
+from linearize.report.branches import branch_warnings
 from linearize.report.records import StageRecord, read_run
 
 
@@ -50,6 +51,7 @@ class CellFinding:
         decode_rounds_ms: the same in each round of measuring; empty where it was not measured.
         dials: task -> its difficulties, easy first.
         stages: each seed's stages with their losses.
+        warnings: what each seed's report warns of in its mixers' branches.
     """
 
     name: str
@@ -67,6 +69,7 @@ class CellFinding:
     decode_rounds_ms: tuple[float, ...]
     dials: Mapping[str, Sequence[DialPoint]]
     stages: Sequence[Sequence[StageRecord]]
+    warnings: tuple[str, ...] = ()
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -250,6 +253,9 @@ def _cell(cell: Cell, by_seed: Mapping[int, _Run], speed: Mapping[str, Any]) -> 
         decode_rounds_ms=tuple(measured.get("ms_by_round", ())),
         dials=_dials(runs, "retention"),
         stages=[run.stages for run in runs],
+        warnings=tuple(
+            f"seed {seed}: {text}" for seed, run in by_seed.items() for text in branch_warnings(run.results)
+        ),
     )
 
 

@@ -43,6 +43,7 @@ def render_page(result: ComparisonResult, charts: Mapping[str, Chart]) -> str:
         subject=_subject(result),
         headline=table.headline(result),
         lines=table.comparison_lines(result),
+        warnings=table.warning_lines(result),
         num_tasks=len(result.tasks),
         cells=[(cell, colour_of(number)) for number, cell in enumerate(result.cells)],
         charts=charts,

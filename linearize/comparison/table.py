@@ -202,8 +202,13 @@ def terminal_table(result: ComparisonResult, width: int) -> RenderableType:
     notes = ["Tasks: teacher, share of right answers; students, what they keep of it, with 95 % intervals."]
     if len(result.cells) > 1:
         notes.append("Bold: no other cell keeps more by more than noise.")
-    said = [" ".join(notes), headline(result), *verdicts(result), *failure_lines(result)]
+    said = [" ".join(notes), headline(result), *verdicts(result), *warning_lines(result), *failure_lines(result)]
     return Group(*parts, *(Text(line) for line in said))
+
+
+def warning_lines(result: ComparisonResult) -> list[str]:
+    """A line per branch of a mixer that a run's student does not need."""
+    return [f"warning: {cell.name}, {text}" for cell in result.cells for text in cell.warnings]
 
 
 def failure_lines(result: ComparisonResult) -> list[str]:
@@ -226,6 +231,7 @@ def markdown(result: ComparisonResult, charts: Mapping[str, str]) -> str:
         lines += ["Bold: no other cell keeps more by more than noise.", ""] if len(result.cells) > 1 else []
     else:
         lines += ["No run has reached its end.", ""]
+    lines += [f"{line}\n" for line in warning_lines(result)]
     if result.differences:
         lines += ["## Differences", "", how_tested(result), ""]
         lines += [f"- {verdict}" for verdict in verdicts(result)] + [""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from linearize.distill.optimize import StageOptimizer
 from linearize.errors import RunError
 from linearize.plan import StagePlan
 from linearize.protocols import Batch
+from linearize.recipe.load import fingerprint
 from linearize.student.convert import linearized_sites
 
 
@@ -105,8 +107,10 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     optimizer = StageOptimizer(stage, trained, _decay_constants(context.model))
     progress = _resume(context, optimizer)
     log = StageLog(context.folder, progress, writes=context.accelerator.is_main_process)
-    with prefetch(_steps(context, progress.step), depth=2) as steps:
+    with prefetch(_steps(context, progress.step), depth=2) as steps, _training(context):
         for batches in steps:
+            # What a mixer draws while it trains depends on the step alone, so a resumed run draws it again.
+            torch.manual_seed(int(fingerprint([context.key, progress.step, context.accelerator.process_index]), 16))
             measured, tokens = _gradients(context, batches, trained)
             lr = optimizer.step(progress.step)
             log.add(measured, tokens)
@@ -133,6 +137,23 @@ def _free_parameters(context: StageContext) -> dict[str, nn.Parameter]:
     for parameter in trained.values():
         parameter.requires_grad_(True)
     return trained
+
+
+@contextmanager
+def _training(context: StageContext) -> Iterator[None]:
+    """The mixers of the stage in training mode; the teacher stays in eval mode, where it is the same each time."""
+    mixers = [
+        slot.mixer
+        for slot in linearized_sites(context.model)
+        if slot.mixer is not None and slot.site.index in context.plan.sites
+    ]
+    for mixer in mixers:
+        mixer.train()
+    try:
+        yield
+    finally:
+        for mixer in mixers:
+            mixer.eval()
 
 
 def _decay_constants(model: nn.Module) -> set[str]:

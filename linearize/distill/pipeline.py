@@ -25,6 +25,7 @@ from linearize.evaluate.runner import evaluate
 from linearize.plan import Plan, StagePlan
 from linearize.protocols import TeacherAdapter
 from linearize.recipe.load import LoadedRecipe, fingerprint
+from linearize.report.branches import branch_warnings
 from linearize.report.page import write_report
 from linearize.report.results import write_results
 from linearize.run_folder import RunFolder, disk_errors, is_first_process
@@ -76,6 +77,8 @@ def run_pipeline(
             display.note(f"student saved: {folder.student}")
             write_report(folder.path)
             write_json(folder.done, {"key": key})
+            for text in branch_warnings(results):
+                display.warn(text)
             display.results(results, folder.report / "index.html")
         accelerator.wait_for_everyone()
         return RunResult(folder.path, _read_results(folder))
@@ -217,6 +220,7 @@ def _evaluate(
             progress=progress,
             dial_questions=table.dial_questions,
             num_examples=table.num_examples,
+            branch_questions=table.branch_questions,
             key=key,
         )
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from linearize.errors import DataError
 from linearize.evaluate.agreement import Agreement, measure_agreement
 from linearize.evaluate.answers import generate_answers
+from linearize.evaluate.branches import BranchMeasures, SiteSums, describe_branches, measure_branches
 from linearize.evaluate.examples import keep_examples
 from linearize.evaluate.scores import TaskScore, average_retention
 from linearize.evaluate.store import file_name, fingerprint, read_json, write_json
+from linearize.student.branches import branch_names, without_branch
 from linearize.student.convert import teacher_route
 
 if TYPE_CHECKING:
@@ -39,6 +42,10 @@ class Asked:
     difficulty: int | None
     questions: Sequence[Conversation]
 
+    def first(self, count: int) -> Asked:
+        """The same with its first ``count`` questions alone."""
+        return replace(self, questions=[self.questions[index] for index in range(min(count, len(self.questions)))])
+
     def file(self, folder: Path, what: str) -> Path:
         """Where the results of ``what`` ("teacher", "student" or "agreement") are kept."""
         return folder / "answers" / f"{file_name(self.benchmark_name, self.task, self.difficulty, what)}.json"
@@ -55,6 +62,7 @@ def evaluate(
     progress: Progress | None = None,
     dial_questions: int = 0,
     num_examples: int = 3,
+    branch_questions: int = 0,
     key: str = "",
 ) -> dict[str, Any]:
     """The scores of a converted model against its own teacher route; also written to ``folder``/summary.json.
@@ -64,19 +72,26 @@ def evaluate(
         folder: holds one file per finished piece of work, every answer included; what is there is not asked again.
         dial_questions: questions per position of a difficulty dial; 0 turns no dial.
         num_examples: questions per task that are kept with image and both answers.
+        branch_questions: questions per task by which the branches of a student that has some are measured.
         key: names the weights; stored work under another key, or of other questions, is done anew.
 
     Returns:
         tasks.<name>: teacher, student (shares of right answers), retention (None where the teacher's is 0), questions,
         teacher_interval, student_interval, retention_interval (95 %), kl, top1_agreement; average_retention and
         average_retention_interval over the tasks; kl (teacher || student, nats per answer token) and top1_agreement
-        over all answer tokens; answer_tokens; dials.<name>: one row per difficulty.
+        over all answer tokens; answer_tokens; dials.<name>: one row per difficulty; branches, None for a student
+        without any: questions, whole (kl, top1_agreement, student: share of right answers, site_error: squared error
+        over variance, mean over sites) and each.<name>: share of what the sites give, sites (the same by site), and
+        without, which is like whole.
 
     Raises:
         DataError: there is no benchmark, or a task without questions.
     """
     asked = list_questions(benchmarks, dial_questions)
-    work = _Work(model, adapter, batch_size, max_new_tokens, folder, key, _Counter(progress, asked))
+    names = branch_names(model) if branch_questions else ()
+    looked_at = [item.first(branch_questions) for item in asked if item.difficulty is None] if names else []
+    counter = _Counter(progress, _passes(asked) + (1 + len(names)) * sum(len(item.questions) for item in looked_at))
+    work = _Work(model, adapter, batch_size, max_new_tokens, folder, key, counter)
     tasks: dict[str, dict[str, Any]] = {}
     dials: dict[str, list[dict[str, Any]]] = {}
     scores: list[TaskScore] = []
@@ -102,6 +117,7 @@ def evaluate(
         "top1_agreement": total.top1,
         "answer_tokens": total.tokens,
         "dials": dials,
+        "branches": work.branches(looked_at, names) if names else None,
     }
     write_json(folder / "examples.json", examples)
     write_json(folder / "summary.json", {"key": key, **summary})
@@ -157,15 +173,20 @@ def describe(score: TaskScore) -> dict[str, Any]:
 class _Counter:
     """Turns finished batches into calls of the caller's progress function."""
 
-    def __init__(self, progress: Progress | None, asked: Sequence[Asked]) -> None:
+    def __init__(self, progress: Progress | None, total: int) -> None:
         self.progress = progress
         self.done = 0
-        self.total = sum(len(item.questions) * (3 if item.difficulty is None else 2) for item in asked)
+        self.total = total
 
     def add(self, label: str, count: int) -> None:
         self.done += count
         if self.progress is not None:
             self.progress(label, self.done, self.total)
+
+
+def _passes(asked: Sequence[Asked]) -> int:
+    """Questions that both models answer, and those that they are compared on besides."""
+    return sum(len(item.questions) * (3 if item.difficulty is None else 2) for item in asked)
 
 
 @dataclass(slots=True)
@@ -180,9 +201,15 @@ class _Work:
     key: str
     counter: _Counter
 
-    def answers(self, item: Asked, role: str) -> list[dict[str, Any]]:
-        """One {"answer", "correct"} per question of the teacher's or the student's route."""
-        label = f"{_label(item)}: {role} answers"
+    def answers(self, item: Asked, role: str, without: str = "") -> list[dict[str, Any]]:
+        """One {"answer", "correct"} per question of the teacher's or the student's route.
+
+        Args:
+            without: a branch that the student does without.
+        """
+        if without:
+            role = f"{role}-without-{without}"
+        label = f"{_label(item)}: {role.replace('-', ' ')} answers"
         path = item.file(self.folder, role)
         identity = {**self._identity(item), "role": role, "max_new_tokens": self.max_new_tokens}
         if (stored := _same(path, identity)) is not None:
@@ -195,10 +222,12 @@ class _Work:
                 max_new_tokens=self.max_new_tokens, progress=lambda count: self.counter.add(label, count),
             )  # fmt: skip
 
+        route: AbstractContextManager[None] = nullcontext()
         if role == "teacher":
-            with teacher_route(self.model):
-                texts = ask()
-        else:
+            route = teacher_route(self.model)
+        elif without:
+            route = without_branch(self.model, without)
+        with route:
             texts = ask()
         answers = [
             {"answer": text, "correct": bool(item.benchmark.is_correct(question, text))}
@@ -221,6 +250,41 @@ class _Work:
         )  # fmt: skip
         write_json(path, {**identity, "agreement": asdict(agreement)})
         return agreement
+
+    def branches(self, looked_at: Sequence[Asked], names: Sequence[str]) -> dict[str, Any]:
+        """What each branch of the student does, by the questions in ``looked_at``."""
+        questions = [question for item in looked_at for question in item.questions]
+        measures = self._branch_measures(questions)
+        right: dict[str | None, float] = {}
+        for name in (None, *names):
+            answers = [
+                answer
+                for item in looked_at
+                # The whole student has answered all questions, and the first of them are these.
+                for answer in (self._kept(item) if name is None else self.answers(item, "student", without=name))
+            ]
+            right[name] = sum(answer["correct"] for answer in answers) / len(answers)
+        return describe_branches(measures, len(questions), right)
+
+    def _kept(self, item: Asked) -> list[dict[str, Any]]:
+        return list(read_json(item.file(self.folder, "student"))["answers"][: len(item.questions)])
+
+    def _branch_measures(self, questions: Sequence[Conversation]) -> BranchMeasures:
+        label, path = "branches", self.folder / "answers" / "branches.json"
+        identity = {"key": self.key, "questions": fingerprint(questions)}
+        if (stored := _same(path, identity)) is not None:
+            self.counter.add(label, len(questions))
+            return BranchMeasures(
+                sites={int(index): SiteSums(**sums) for index, sums in stored["sites"].items()},
+                whole=Agreement(**stored["whole"]),
+                without={name: Agreement(**agreement) for name, agreement in stored["without"].items()},
+            )
+        measures = measure_branches(
+            self.model, self.adapter, questions, batch_size=self.batch_size,
+            progress=lambda count: self.counter.add(label, count),
+        )  # fmt: skip
+        write_json(path, {**identity, **asdict(measures)})
+        return measures
 
     def _identity(self, item: Asked) -> dict[str, Any]:
         return {

@@ -44,7 +44,7 @@ class LinearMixer(nn.Module):
 
     Attributes:
         num_key_value_heads: M, the heads of k and v: the site's, or as many as query heads.
-        repeated: those of "k" and "v" into which a seeder repeats the teacher's heads.
+        repeated: the modules into which a seeder repeats the teacher's key-value heads, once for each query head.
 
     Raises:
         PluginError: ``rope`` at a site whose teacher turns other pairs of numbers than ``rotate`` does.
@@ -78,7 +78,7 @@ class LinearMixer(nn.Module):
         self.operation, self.backend, self.qk_norm, self.rope = operation, backend, qk_norm, rope
         is_grouped = config.key_value_heads == "grouped"
         self.num_key_value_heads = site.num_key_value_heads if is_grouped else site.num_heads
-        self.repeated = frozenset[str]() if is_grouped else frozenset({"k", "v"})
+        self.repeated = frozenset[str]() if is_grouped else frozenset({"k_proj", "v_proj"})
         width, heads, groups = site.hidden_size, site.num_heads, self.num_key_value_heads
         self.q_width, self.k_width, self.v_width = heads * site.key_dim, groups * site.key_dim, groups * site.value_dim
         self.q_proj = nn.Linear(width, self.q_width, bias=config.qkv_bias)

@@ -7,17 +7,20 @@ Letters: B batch (1 or that of x), T tokens, H heads, K head width, R width that
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 Position = tuple[Tensor, Tensor]
 
 
-def rotate(x_BTHK: Tensor, position: Position) -> Tensor:
-    """x with the first R numbers of each head turned in halves, as Llama does; the others as they are.
+def rotate(x_BTHK: Tensor, position: Position, style: Literal["half", "interleaved"] = "half") -> Tensor:
+    """x with the first R numbers of each head turned pair by pair; the others as they are.
 
     Args:
         position: cos and sin [B, T, R] as transformers passes them, R at most K (a partial rotary embedding).
+        style: which numbers are a pair: "half": i and i + R/2, as in Llama; "interleaved": 2i and 2i + 1.
 
     Raises:
         ValueError: they are not real tensors of that shape; names the shapes.
@@ -25,9 +28,24 @@ def rotate(x_BTHK: Tensor, position: Position) -> Tensor:
     cos_BTR, sin_BTR = _checked(position, x_BTHK)
     width = cos_BTR.shape[-1]
     turned, rest = x_BTHK[..., :width], x_BTHK[..., width:]
-    first, second = turned.chunk(2, -1)
-    turned = turned * cos_BTR.unsqueeze(2) + torch.cat([-second, first], -1) * sin_BTR.unsqueeze(2)
+    if style == "half":
+        first, second = turned.chunk(2, -1)
+        turned = turned * cos_BTR.unsqueeze(2) + torch.cat([-second, first], -1) * sin_BTR.unsqueeze(2)
+    else:
+        cos_BTR, sin_BTR = _pair_by_pair(cos_BTR, sin_BTR)
+        first, second = turned[..., 0::2], turned[..., 1::2]
+        across = torch.stack([-second, first], -1).flatten(-2)
+        turned = turned * cos_BTR.unsqueeze(2) + across * sin_BTR.unsqueeze(2)
     return turned if rest.shape[-1] == 0 else torch.cat([turned, rest], -1)
+
+
+def _pair_by_pair(cos_BTR: Tensor, sin_BTR: Tensor) -> Position:
+    """Both with each angle twice in a row; some models pass them so, some each angle again half a width further."""
+    is_paired = (cos_BTR[..., 0::2] == cos_BTR[..., 1::2]).all() & (sin_BTR[..., 0::2] == sin_BTR[..., 1::2]).all()
+    cos, sin = (
+        torch.where(is_paired, part, part.chunk(2, -1)[0].repeat_interleave(2, -1)) for part in (cos_BTR, sin_BTR)
+    )
+    return cos, sin
 
 
 def _checked(position: Position, x_BTHK: Tensor) -> Position:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from linearize.config import Config
-from linearize.errors import LinearizeError, RecipeError, did_you_mean
+from linearize.components import ResolvedComponent, read_options
+from linearize.errors import LinearizeError, RecipeError
 from linearize.plugins import Plugins
 from linearize.recipe.model import Component, Recipe, Stage
+from linearize.recipe.problems import describe_validation
 from linearize.recipe.toml import Table, apply_override, merge_named, read_tables
 from linearize.specs import (
     BenchmarkSpec,
@@ -37,22 +38,6 @@ COMPONENT_TABLES: Mapping[str, type[Spec]] = {
     "data": DataSpec,
     "schedule": ScheduleSpec,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class ResolvedComponent:
-    """One component of a recipe with its checked options."""
-
-    spec: Spec
-    config: Config
-
-    def build(self, *args: Any) -> Any:
-        """The component itself; imports its plug-in's code."""
-        return self.spec.builder()(self.config, *args)
-
-    def table(self) -> Table:
-        """The component as a TOML table, defaults written out."""
-        return {"type": self.spec.name, **self.config.model_dump(mode="json", exclude_none=True)}
 
 
 @dataclass(slots=True)
@@ -238,49 +223,10 @@ def _resolve_component(
         draft.problems.append(f"{path}.type: {error}")
         return None
     try:
-        return ResolvedComponent(spec, model.model_validate(component.options()))
+        return ResolvedComponent(spec, read_options(model, component.options(), plugins))
     except ValidationError as error:
         draft.problems.extend(describe_validation(error, model, path))
         return None
-
-
-def describe_validation(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Pydantic's findings as "toml.path: what is wrong; got VALUE", with a suggestion for misspelt keys."""
-    lines = []
-    items = error.errors()
-    for item in items:
-        inside = [other for other in items if other is not item and other["loc"][: len(item["loc"])] == item["loc"]]
-        if item["type"] == "too_short" and inside:
-            continue  # pydantic counts the entries that it has just refused as missing
-        location = [str(part) for part in item["loc"]]
-        path = ".".join([prefix, *location] if prefix else location)
-        if item["type"] == "missing":
-            lines.append(f"{path}: is required")
-        elif item["type"] == "extra_forbidden":
-            known = _keys_at(model, location[:-1])
-            near = did_you_mean(location[-1], known)
-            lines.append(f"{path}: unknown key; got {item['input']!r}.{near} Known: {', '.join(known)}")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            shown = repr(item["input"])
-            lines.append(f"{path or 'recipe'}: {message}; got {shown if len(shown) < 120 else shown[:117] + '...'}")
-    return lines
-
-
-def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
-    current: Any = model
-    for part in location:
-        fields = getattr(current, "model_fields", {})
-        if part in fields:
-            current = _model_inside(fields[part].annotation)
-    return list(getattr(current, "model_fields", {}))
-
-
-def _model_inside(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    inner = [_model_inside(argument) for argument in getattr(annotation, "__args__", ())]
-    return next((candidate for candidate in inner if candidate is not None), None)
 
 
 def _put(tables: Table, path: str, value: Table) -> None:

@@ -131,6 +131,12 @@ class EvaluateTable(Config):
     dial_questions: int = Field(
         default=0, ge=0, description="questions per position of a difficulty dial; 0: dials are not turned"
     )
+    branch_questions: int = Field(
+        default=25,
+        ge=0,
+        description="questions per task by which the branches of a student that has some (swa_linear) are told apart: "
+        "what each contributes, and what is lost without it; 0: no such look",
+    )
     num_examples: int = Field(default=3, ge=0, description="questions per task that the report shows with both answers")
 
 

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from linearize.comparison.options import CompareTable
+from linearize.components import ComponentOf
 from linearize.plugins import Plugins
 from linearize.recipe.model import Component, Recipe
 from linearize.recipe.toml import to_inline
@@ -124,6 +125,9 @@ def _sentence(text: str) -> str:
 
 
 def _type(field: FieldInfo, path: str) -> str:
+    component = next((item for item in field.metadata if isinstance(item, ComponentOf)), None)
+    if component is not None:
+        return f"{component.kind.kind} table"
     return ", ".join((_type_name(field.annotation, path), *filter(None, map(_constraint, field.metadata))))
 
 

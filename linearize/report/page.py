@@ -12,9 +12,10 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from linearize.components import component_title
 from linearize.data.conversation import IMAGE_MARK
 from linearize.evaluate.store import read_json
-from linearize.report import tables
+from linearize.report import branches, tables
 from linearize.report.records import RunRecord, StageRecord, read_run
 from linearize.report.results import build_results
 from linearize.report.wording import change, duration, percent, percent_interval, quantity, short_count
@@ -72,6 +73,11 @@ def render_page(run: RunRecord, results: Mapping[str, Any], charts: Mapping[str,
         charts=charts,
         tasks=results["tasks"],
         results=results,
+        branches={
+            "head": branches.HEAD,
+            "rows": branches.branch_rows(results),
+            "warnings": branches.branch_warnings(results),
+        },
         averages={who: tables.mean_share(results, who) for who in ("teacher", "student")},
         stages=[_stage_row(stage) for stage in run.stages],
         site_table=_site_table(run),
@@ -112,11 +118,11 @@ def _draw_charts(run: RunRecord, results: Mapping[str, Any], folder: Path) -> di
 def _subject(recipe: Mapping[str, Any]) -> str:
     """ "hovle (embedded) → mamba2, layout all, seeded by mimic"; "" without a recipe."""
     teacher, student = recipe.get("teacher", {}), recipe.get("student", {})
-    mixer = student.get("mixer", {}).get("type")
-    if "type" not in teacher or mixer is None:
+    mixer = student.get("mixer", {})
+    if "type" not in teacher or "type" not in mixer:
         return ""
     checkpoint = f" ({teacher['checkpoint']})" if "checkpoint" in teacher else ""
-    parts = [f"{teacher['type']}{checkpoint} → {mixer}"]
+    parts = [f"{teacher['type']}{checkpoint} → {component_title(mixer)}"]
     if layout := student.get("layout", {}).get("type"):
         parts.append(f"layout {layout}")
     if seeder := student.get("seeder", {}).get("type"):

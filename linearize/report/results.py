@@ -10,6 +10,7 @@ from linearize.report.records import RunRecord, read_run
 
 EVALUATION_KEYS = (
     "tasks", "average_retention", "average_retention_interval", "kl", "top1_agreement", "answer_tokens", "dials",
+    "branches",
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from linearize.report.branches import CAPTION, HEAD, branch_rows, branch_warnings
 from linearize.report.wording import ABSENT, change, duration, percent, percent_interval, quantity, short_count
 
 SETTLED = 0.9
@@ -55,6 +56,10 @@ def markdown_report(results: Mapping[str, Any], charts: Mapping[str, str]) -> st
             percent_interval(results.get("average_retention_interval")), "",
         )  # fmt: skip
         lines += [*_markdown_table(head, [*rows, average]), ""]
+    if results.get("branches"):
+        lines += ["## What each branch does", "", CAPTION.capitalize() + ".", ""]
+        lines += [*_markdown_table(HEAD, branch_rows(results)), ""]
+        lines += [f"**Warning:** {text}.\n" for text in branch_warnings(results)]
     if results["stages"]:
         lines += ["## Stages", ""]
         head = ("stage", "objective", "steps", "tokens", "time", "trained parameters", "loss", "mean site error")

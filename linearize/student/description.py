@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 from torch import nn
 
 from linearize import __version__
+from linearize.components import component_types, read_options
 from linearize.config import Config
 from linearize.errors import CheckpointError, PluginError, UnknownNameError
 from linearize.plugins import Plugins
@@ -24,7 +25,10 @@ class MixerEntry(Config):
     site: int = Field(description="index of the site")
     type: str = Field(description="the mixer's registered name")
     options: dict[str, Any] = Field(description="the mixer's options")
-    plugin: str = Field(description="the plug-in that registered it when the student was saved, and its version")
+    plugin: str = Field(
+        description="the plug-in that registered it when the student was saved, and its version; then those of mixers "
+        "that it contains"
+    )
 
 
 class StudentDescription(Config):
@@ -54,7 +58,8 @@ def describe_student(model: nn.Module, base: str, extra: Mapping[str, Any]) -> S
     for slot in linearized_sites(model):
         if slot.linear and slot.mixer is not None:
             origin = mixer_origin(slot.mixer)
-            plugin = owners.get(origin.name, "")
+            types = component_types({"type": origin.name, **origin.options})
+            plugin = ", ".join(dict.fromkeys(owners[name] for name in types if name in owners))
             entries.append(MixerEntry(site=slot.site.index, type=origin.name, options=origin.options, plugin=plugin))
     return StudentDescription(
         version=__version__, base=base, sites=converted_sites(model), mixers=tuple(entries), extra=dict(extra)
@@ -94,7 +99,7 @@ def build_mixers(description: StudentDescription) -> dict[int, nn.Module]:
     for entry in description.mixers:
         try:
             spec = plugins.registry.get(MixerSpec, entry.type, plugins.failures_hint())
-            options = spec.config_class().model_validate(entry.options)
+            options = read_options(spec.config_class(), entry.options, plugins)
             mixers[entry.site] = build_mixer(spec, options, sites[entry.site])
         except (PluginError, UnknownNameError, ValidationError) as error:
             raise _unbuildable(entry, error) from error

@@ -23,14 +23,14 @@ class MixerOrigin:
 
 
 def build_mixer(spec: Spec, options: Config, site: AttentionSite) -> nn.Module:
-    """The mixer that a MixerSpec describes, for one site; every mixer of a student is made here.
+    """The mixer that a MixerSpec describes, for one site, in eval mode; every mixer of a student is made here.
 
     Raises:
         PluginError: the plug-in's module cannot be imported.
     """
     mixer: nn.Module = spec.builder()(options, site)
     setattr(mixer, _ORIGIN, MixerOrigin(spec.name, options.model_dump(mode="json")))
-    return mixer
+    return mixer.eval()
 
 
 def mixer_origin(mixer: nn.Module) -> MixerOrigin:

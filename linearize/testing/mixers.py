@@ -30,6 +30,7 @@ from linearize.plugins import Plugins
 from linearize.protocols import AttentionSite, AttentionWeights, State
 from linearize.recipe.toml import to_inline
 from linearize.specs import MixerSpec, SeederSpec
+from linearize.student.branches import branches_of, leaving_out
 from linearize.testing.numbers import assert_near, distance, draw, positions_of
 
 Options = Mapping[str, Any]
@@ -107,7 +108,7 @@ class MixerConformance:
         with torch.no_grad():
             for parameter in mixer.parameters():
                 parameter += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
-        return mixer.to(self.device, self.dtype)
+        return mixer.to(self.device, self.dtype).eval()
 
     def inputs(self, length: int, *, batch: int = 2, seed: int = 0) -> Tensor:
         """Standard normal [B, T, D]."""
@@ -277,6 +278,22 @@ class MixerConformance:
             sums.append(float((self.run(mixer, x).y_BTNV * toward).sum()))
         tensor.copy_(start)
         return (sums[0] - sums[1]) / (2 * step)
+
+    @torch.no_grad()
+    def test_each_branch_can_be_left_out(self, options: Options) -> None:
+        """For a mixer that says it has branches: they add up, and its states stay as large."""
+        mixer, x = self.ready(options), self.inputs(30)
+        names = branches_of(mixer)
+        whole, added = self.run(mixer, x), []
+        for name in names:
+            with leaving_out(mixer, name):
+                rest = self.run(mixer, x)
+            added.append(whole.y_BTNV - rest.y_BTNV)
+            assert distance(rest.y_BTNV, whole.y_BTNV) > 1e-6, f"without its branch '{name}' the output is the same"
+            sizes = [{key: tensor.shape for key, tensor in run.state.items()} for run in (rest, whole)]
+            assert sizes[0] == sizes[1], f"states without the branch '{name}': {sizes[0]}, with all: {sizes[1]}"
+        if names:
+            self.near(torch.stack(added).sum(0), whole.y_BTNV, "what the branches add")
 
     @torch.no_grad()
     def test_bf16_is_near_fp32(self, options: Options) -> None:

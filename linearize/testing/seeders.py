@@ -94,7 +94,11 @@ class SeederConformance:
             mixer = self.mixer(self.site)
             report = self.seed(options, mixer, weights)
             copied = {name: p for name, p in mixer.named_parameters() if report.parameters.get(name) == "copied"}
-            found = {name: self._equal_to(parameter, weights, mixer) for name, parameter in copied.items()}
+            repeated = getattr(mixer, "repeated", ())
+            found = {
+                name: self._equal_to(parameter, weights, is_repeated=name.rpartition(".")[0] in repeated)
+                for name, parameter in copied.items()
+            }
             strangers = sorted(name for name, source in found.items() if source is None)
             assert not strangers, f"said to be copied, but equal to no teacher tensor: {', '.join(strangers)}"
             unused = sorted(str(source) for source in found.values() if report.teacher.get(str(source)) != "used")
@@ -136,11 +140,12 @@ class SeederConformance:
             missing = [str(shape) for shape in (list(right.shape), list(wrong.shape)) if str(shape) not in text]
             assert not missing, f"the error for {name} does not name {' and '.join(missing)}: {caught.value}"
 
-    def _equal_to(self, parameter: Tensor, weights: AttentionWeights, mixer: Any) -> str | None:
+    def _equal_to(self, parameter: Tensor, weights: AttentionWeights, *, is_repeated: bool) -> str | None:
         """The teacher tensor whose values ``parameter`` has, or has once for each query head; None: there is none."""
         for name, tensor in weights.tensors().items():
-            is_repeated = name.removesuffix("_bias") in getattr(mixer, "repeated", ())
-            if torch.equal(repeat_for_query_heads(tensor, self.site) if is_repeated else tensor, parameter):
+            if is_repeated and name in ("k", "v", "k_bias", "v_bias"):
+                tensor = repeat_for_query_heads(tensor, self.site)
+            if torch.equal(tensor, parameter):
                 return name
         return None
 

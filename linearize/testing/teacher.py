@@ -28,7 +28,7 @@ from linearize.data.conversation import IMAGE_MARK, Conversation, Turn
 from linearize.distill.objectives import LogitKl
 from linearize.distill.options import LogitKlConfig
 from linearize.plugins import Plugins
-from linearize.protocols import TOKEN_IMAGE, TOKEN_PAD, AttentionSite, Batch, TeacherAdapter
+from linearize.protocols import TOKEN_IMAGE, TOKEN_PAD, AttentionSite, AttentionWeights, Batch, TeacherAdapter
 from linearize.specs import MixerSpec
 from linearize.student.convert import convert, linearized_sites, set_linear, teacher_route
 from linearize.student.mixers import build_mixer
@@ -150,13 +150,17 @@ class TeacherConformance:
         assert torch.equal(_logits(model, batch), before)
 
     def test_the_weights_of_a_site_reproduce_its_output(self, adapter: TeacherAdapter) -> None:
-        """Projections, biases, norms, scale, rotary embedding, window and soft cap, by attention written out."""
+        """Projections, biases, norms, scale, rotary embedding, window and soft cap, by attention written out.
+
+        What the site says of these has to be the same.
+        """
         model = _load(adapter)
         batch = adapter.batch(self.text_conversations()[1:])
         calls = record_sites(model, adapter.sites(), batch)
         for site in adapter.sites():
             weights = adapter.weights(model, site)
             _check_shapes(weights, site)
+            _check_facts(weights, site)
             x_BTD, position, before_BTX, after_BTD = calls[site.index]
             expected_BTX = attend(weights, site, x_BTD, position)
             _assert_near(before_BTX, expected_BTX, self.tolerance, f"site {site.index} before its output projection")
@@ -368,6 +372,26 @@ def _assert_near(found: Tensor, expected: Tensor, tolerance: float, what: str) -
     largest = float(expected.double().abs().max())
     distance = float((found.double() - expected.double()).abs().max())
     assert distance <= tolerance * max(largest, 1e-6), f"{what}: off by {distance:.2e}, largest value {largest:.2e}"
+
+
+def _check_facts(weights: AttentionWeights, site: AttentionSite) -> None:
+    """A mixer is built from what the site says and seeded from the weights: both must speak of one attention."""
+    shapes = {"head": (site.key_dim,), "heads": (site.num_heads, site.key_dim), "all": (site.num_heads * site.key_dim,)}
+    norm, q_norm = site.qk_norm, weights.q_norm
+    said = {
+        "qkv_bias": site.qkv_bias, "scale": pytest.approx(site.scale or site.key_dim**-0.5),
+        "window": site.window, "softcap": site.softcap,
+        "qk_norm": norm and (norm.kind, shapes[norm.over], norm.eps),
+    }  # fmt: skip
+    found = {
+        "qkv_bias": any(bias is not None for bias in (weights.q_bias, weights.k_bias, weights.v_bias)),
+        "scale": weights.scale, "window": weights.window, "softcap": weights.softcap,
+        "qk_norm": None if q_norm is None else (weights.norm, tuple(q_norm.shape), weights.norm_eps),
+    }  # fmt: skip
+    assert said == found, f"site {site.index} says {said}, but its weights say {found}"
+    if weights.q_norm_bias is not None or weights.k_norm_bias is not None:
+        assert norm is not None, f"site {site.index} has no qk_norm"
+        assert norm.has_bias, f"site {site.index} says that its norms have no bias, but its weights have one"
 
 
 def _check_shapes(weights: Any, site: AttentionSite) -> None:

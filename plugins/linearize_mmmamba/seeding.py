@@ -20,6 +20,8 @@ from linearize.protocols import AttentionSite, AttentionWeights, SeedReport, See
 from linearize.specs import NoOptions
 
 KEPT = frozenset({"o", "o_bias"})
+NORMS = frozenset({"q_norm", "k_norm"})
+GIVEN = frozenset({"q", "k", "v"}) | NORMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class AttentionSeeder:
 
     Attributes:
         style: how the mixer sets its "new" parameters.
-        copies: take q, k, v (and their biases) from the teacher.
+        copies: take q, k, v (and their biases) from the teacher, and the norms of q and k where the mixer has them.
     """
 
     style: SeedStyle
@@ -42,8 +44,8 @@ class AttentionSeeder:
         In the report a parameter is "copied" (the teacher's values; where the mixer asks for it, those of a key-value
         head once for each query head that shared it), "derived" (set to mimic attention; some of these
         values may be random, as a gate's) or "fresh" (knows nothing of attention). A teacher tensor is "used", "kept"
-        (the output projection, which the site goes on using) or "dropped" (the mixer has no place for it, as for q and
-        k norms).
+        (the output projection, which the site goes on using) or "dropped" (the mixer has no place for it, as linear
+        mixers for norms of q and k).
 
         Raises:
             PluginError: a projection has another shape than the teacher's (the text names both), or the mixer breaks
@@ -64,11 +66,11 @@ class AttentionSeeder:
                 parameter.fill_(torch.nan)
             mixer.initialize(self.style, generator)
             for name, (source, tensor) in copied.items():
-                if tensor is None:
-                    parameters[name].zero_()
-                else:
+                if tensor is not None:
                     parameters[name].copy_(tensor)
                     report.teacher[source] = "used"
+                elif source not in NORMS:  # a teacher without a norm has no weight for it; it stays as initialized
+                    parameters[name].zero_()
                 report.parameters[name] = "derived" if tensor is None else "copied"
         unset = sorted(name for name, parameter in parameters.items() if bool(parameter.isnan().any()))
         if unset:
@@ -125,18 +127,22 @@ def _check_claims(copied: Collection[str], roles: dict[str, frozenset[str]], who
 def _matched(
     mixer: Any, parameters: dict[str, nn.Parameter], teacher: dict[str, Tensor], site: AttentionSite, who: str
 ) -> dict[str, tuple[str, Tensor | None]]:
-    """Mixer parameter -> teacher tensor's name and its value there; none for a bias that the teacher does not have."""
+    """Mixer parameter -> teacher tensor's name and its value there; none for a bias or norm that the teacher lacks."""
     matched: dict[str, tuple[str, Tensor | None]] = {}
-    for source, path in mixer.projections.items():
-        if source not in ("q", "k", "v"):
-            raise PluginError(f"{who}: `projections` names '{source}'; a seeder can give q, k and v")
-        name = f"{path}.weight"
-        if name not in parameters:
-            raise PluginError(f"{who}: `projections` sends {source} to '{path}', but there is no parameter '{name}'")
-        matched[name] = (source, teacher[source])
-        bias = f"{path}.bias"
-        if bias in parameters:
-            matched[bias] = (f"{source}_bias", teacher.get(f"{source}_bias"))
+    for source, paths in mixer.projections.items():
+        if source not in GIVEN:
+            raise PluginError(
+                f"{who}: `projections` names '{source}'; a seeder can give {', '.join(sorted(GIVEN))} of an attention"
+            )
+        for path in (paths,) if isinstance(paths, str) else paths:
+            name = f"{path}.weight"
+            if name not in parameters:
+                raise PluginError(
+                    f"{who}: `projections` sends {source} to '{path}', but there is no parameter '{name}'"
+                )
+            matched[name] = (source, teacher.get(source))
+            if f"{path}.bias" in parameters:
+                matched[f"{path}.bias"] = (f"{source}_bias", teacher.get(f"{source}_bias"))
     return {
         name: (source, None if tensor is None else _fitted(mixer, name, parameters[name], source, tensor, site, who))
         for name, (source, tensor) in matched.items()
@@ -147,7 +153,8 @@ def _fitted(
     mixer: Any, name: str, parameter: Tensor, source: str, tensor: Tensor, site: AttentionSite, who: str
 ) -> Tensor:
     """The teacher's tensor as the parameter has it: the same, or its heads once for each query head."""
-    copies = site.num_heads // site.num_key_value_heads if source[0] in getattr(mixer, "repeated", ()) else 1
+    is_repeated = name.rpartition(".")[0] in getattr(mixer, "repeated", ())
+    copies = site.num_heads // site.num_key_value_heads if is_repeated else 1
     rows, *columns = parameter.shape
     due = [rows // copies, *columns]
     if list(tensor.shape) != due:

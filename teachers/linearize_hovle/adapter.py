@@ -172,6 +172,7 @@ def attention_sites(config: HovleConfig) -> list[AttentionSite]:
             num_key_value_heads=tower.num_key_value_heads or tower.num_attention_heads,
             key_dim=int(tower.head_dim),
             value_dim=int(tower.head_dim),
+            qkv_bias=bool(tower.attention_bias),
         )
         for index, (name, module, tower, layer) in enumerate(places)
     ]

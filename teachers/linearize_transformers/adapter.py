@@ -6,6 +6,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from linearize.errors import CheckpointError
 from linearize.protocols import AttentionSite, AttentionWeights, Batch
 from linearize_transformers.batching import Batcher
 from linearize_transformers.config import TransformersTeacherConfig
-from linearize_transformers.facts import attention_weights
+from linearize_transformers.facts import attention_weights, with_facts
 from linearize_transformers.models import auto_class, empty_model
 from linearize_transformers.prompt import Template
 from linearize_transformers.sites import FoundSite, find_sites
@@ -49,7 +50,11 @@ class TransformersAdapter:
 
     @functools.cached_property
     def _found(self) -> dict[int, FoundSite]:
-        return {found.site.index: found for found in find_sites(self._empty_model)}
+        model, config = self._empty_model, self.config.get_text_config(decoder=True)
+        return {
+            found.site.index: replace(found, site=with_facts(model.get_submodule(found.site.path), found, config))
+            for found in find_sites(model)
+        }
 
     @property
     def takes_images(self) -> bool:

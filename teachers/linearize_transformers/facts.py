@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+import dataclasses
+from typing import Any, Literal
 
+import torch
 from torch import nn
 
-from linearize.protocols import AttentionWeights
+from linearize.protocols import AttentionSite, AttentionWeights, SiteNorm
 from linearize_transformers.attention import find_norms, has_rope, read_norm, rotary_style, separate
 from linearize_transformers.sites import FoundSite
 
@@ -42,6 +45,41 @@ def attention_weights(attention: Any, found: FoundSite, config: Any) -> Attentio
         window=window(attention, found, config),
         softcap=getattr(attention, "attn_logit_softcapping", None),
     )
+
+
+def with_facts(attention: Any, found: FoundSite, config: Any) -> AttentionSite:
+    """The site with all that its attention does to scores, queries and keys; no weight is read.
+
+    Args:
+        attention: may be on the meta device.
+        config: the decoder's configuration.
+    """
+    projections = [getattr(attention, name) for name in found.form.projections]
+    scale = float(getattr(attention, "scaling", found.shape.key_dim**-0.5))
+    return dataclasses.replace(
+        found.site,
+        qkv_bias=any(projection.bias is not None for projection in projections),
+        qk_norm=_site_norm(find_norms(attention)[0], found.shape.key_dim),
+        scale=None if scale == found.shape.key_dim**-0.5 else scale,
+        window=window(attention, found, config),
+        softcap=getattr(attention, "attn_logit_softcapping", None),
+    )
+
+
+def _site_norm(norm: nn.Module | None, key_dim: int) -> SiteNorm | None:
+    if norm is None:
+        return None
+    # What kind it is shows when it runs, so a copy with ones for weights does.
+    sample = copy.deepcopy(norm).to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in sample.parameters():
+            parameter.fill_(1.0)
+    shape = _norm_shape(norm)
+    facts = read_norm(sample, shape)
+    over: Literal["head", "heads", "all"] = "heads"
+    if len(shape) == 1:
+        over = "head" if shape[0] == key_dim else "all"
+    return SiteNorm(kind=facts.kind, over=over, has_bias=facts.bias is not None, eps=facts.eps)
 
 
 def layer_type(found: FoundSite, config: Any) -> str:

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from linearize.comparison import charts, table
 from linearize.comparison.findings import ComparisonResult
-from linearize.comparison.page import write_report
+from linearize.comparison.page import render_page, write_report
 from linearize.report import plots
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -90,6 +90,18 @@ def test_the_verdict_tells_noise_from_differences(comparison: ComparisonResult) 
     first, second = table.verdicts(comparison)
     assert first.startswith(f"{near} and {best}: within noise (")
     assert second.startswith(f"retnet keeps less than {best} (+")
+
+
+def test_a_branch_that_a_student_does_not_need_is_told_wherever_the_comparison_is(
+    comparison: ComparisonResult,
+) -> None:
+    text = "seed 1: the student ignores its linear branch"
+    cells = (replace(comparison.cells[0], warnings=(text,)), *comparison.cells[1:])
+    warned = replace(comparison, cells=cells)
+    line = f"warning: {cells[0].name}, {text}"
+    for shown in (printed(warned, 200), table.markdown(warned, {}), render_page(warned, {})):
+        assert line in shown
+    assert "warning" not in printed(comparison, 200)
 
 
 def test_one_seed_is_said_to_know_nothing_of_others(comparison: ComparisonResult) -> None:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
+from transformers.models.cohere.modeling_cohere import apply_rotary_pos_emb as turn_neighbours
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from linearize.errors import PluginError
@@ -81,6 +82,17 @@ def test_a_partial_rotary_embedding_leaves_the_rest_of_each_head_alone() -> None
     turned = rotate(x, position)
     assert torch.equal(turned[..., 4:], x[..., 4:])
     assert torch.equal(turned[..., :4], rotate(x[..., :4], position))
+
+
+def test_neighbours_turn_as_in_transformers_however_their_angles_are_passed() -> None:
+    x, (cos, sin) = torch.randn(2, 7, 4, 6, dtype=torch.float64), angles(7, 6)
+    paired = tuple(part[..., :3].repeat_interleave(2, -1) for part in (cos, sin))
+    wanted = turn_neighbours(x.transpose(1, 2), x.transpose(1, 2), *paired)[0].transpose(1, 2)
+    # Cohere computes this in float32 whatever it is given.
+    torch.testing.assert_close(rotate(x, (paired[0], paired[1]), "interleaved"), wanted, atol=1e-6, rtol=1e-6)
+    assert torch.equal(rotate(x, (cos, sin), "interleaved"), rotate(x, (paired[0], paired[1]), "interleaved"))
+    partial = rotate(x, (cos[..., [0, 1, 0, 1]], sin[..., [0, 1, 0, 1]]), "interleaved")
+    assert torch.equal(partial[..., 4:], x[..., 4:])
 
 
 def test_a_rotary_embedding_of_another_kind_is_refused_with_its_shape() -> None:

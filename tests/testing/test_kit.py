@@ -152,6 +152,11 @@ class DoublesGradients(Sound):
         return 2 * y - y.detach(), state
 
 
+class LeavesNothingOut(Sound):
+    branches = ("memory", "nothing")
+    left_out: frozenset[str] = frozenset()
+
+
 class NeverDecaysInBf16(Sound):
     def log_decay(self, x_BTD: Tensor) -> Tensor:
         return super().log_decay(x_BTD) * (x_BTD.dtype != torch.bfloat16)
@@ -312,6 +317,7 @@ BROKEN_MIXERS: dict[str, type[MixerConformance]] = {
     "test_rows_of_the_state_go_with_rows_of_the_batch": conformance(KeepsHeadsFirst),
     "test_every_parameter_gets_a_finite_gradient": conformance(DetachesItsDecay),
     "test_gradients_are_the_slopes_of_the_output": conformance(DoublesGradients),
+    "test_each_branch_can_be_left_out": conformance(LeavesNothingOut),
     "test_bf16_is_near_fp32": conformance(NeverDecaysInBf16),
     "test_it_agrees_with_its_reference": WithReference,
     "test_a_mixer_saved_and_loaded_is_the_same": conformance(DrawsFeaturesItDoesNotSave),

@@ -1,0 +1,134 @@
+"""Components with their checked options, also as an option of other components.
+
+A mixer that contains another one names it in its options, and never imports it:
+
+    class PairConfig(Config):
+        linear: MixerComponent = Field(description="The linear mixer: a table with its `type` and its options.")
+
+    self.linear = config.linear.build(site)
+
+A recipe then says ``linear = { type = "gla", rope = false }``; what is wrong with that table is told by its path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import SerializationInfo, ValidationError, ValidationInfo
+from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
+
+from linearize.config import Config
+from linearize.errors import LinearizeError
+from linearize.plugins import Plugins
+from linearize.recipe.problems import TOLD, find_problems
+from linearize.specs import MixerSpec, Spec
+
+PLUGINS = "plugins"
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedComponent:
+    """One component with its checked options."""
+
+    spec: Spec
+    config: Config
+
+    def build(self, *args: Any) -> Any:
+        """The component itself; imports its plug-in's code."""
+        return self.spec.builder()(self.config, *args)
+
+    def table(self) -> dict[str, Any]:
+        """The component as a TOML table, defaults written out."""
+        return {"type": self.spec.name, **self.config.model_dump(mode="json", exclude_none=True)}
+
+
+def component_types(table: Mapping[str, Any]) -> Iterator[str]:
+    """The type of a component's table, and those of the components in it."""
+    yield str(table["type"])
+    for option in table.values():
+        if isinstance(option, Mapping) and "type" in option:
+            yield from component_types(option)
+
+
+def component_title(table: Mapping[str, Any]) -> str:
+    """ "swa_linear (gla)": the same for people."""
+    own, *inner = component_types(table)
+    return f"{own} ({', '.join(inner)})" if inner else own
+
+
+def read_options(model: type[Config], table: Mapping[str, Any], plugins: Plugins) -> Config:
+    """The options in a table; components inside it are those of ``plugins``.
+
+    Raises:
+        ValidationError: of pydantic; a component inside that is unknown or has wrong options is part of it.
+    """
+    return model.model_validate(table, context={PLUGINS: plugins})
+
+
+class ComponentOf:
+    """Annotates a field that holds a component of one kind: a table with ``type``, a ResolvedComponent once checked.
+
+    Outside ``read_options`` the installed plug-ins are asked.
+    """
+
+    def __init__(self, kind: type[Spec]) -> None:
+        self.kind = kind
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.with_info_plain_validator_function(
+            self._validate, serialization=core_schema.plain_serializer_function_ser_schema(_serialize, info_arg=True)
+        )
+
+    def _validate(self, value: Any, info: ValidationInfo) -> ResolvedComponent:
+        if isinstance(value, ResolvedComponent) and isinstance(value.spec, self.kind):
+            return value
+        if not isinstance(value, Mapping):
+            raise PydanticCustomError(
+                TOLD, "a table with the `type` of a {kind} was due; got {value}",
+                {"kind": self.kind.kind, "value": repr(value)},
+            )  # fmt: skip
+        if not isinstance(value.get("type"), str):
+            raise _problem(("type",), "is required", value)
+        plugins = (info.context or {}).get(PLUGINS) or Plugins.discover()
+        try:
+            spec = plugins.registry.get(self.kind, value["type"], plugins.failures_hint())
+            model = spec.config_class()
+        except LinearizeError as error:
+            raise _problem(("type",), str(error), value["type"]) from None
+        try:
+            return ResolvedComponent(
+                spec, read_options(model, {k: v for k, v in value.items() if k != "type"}, plugins)
+            )
+        except ValidationError as error:
+            raise _problems(find_problems(error, model)) from None
+
+
+MixerComponent = Annotated[ResolvedComponent, ComponentOf(MixerSpec)]
+"""A mixer as an option of another."""
+
+
+def named(type: str, **options: Any) -> Any:
+    """The default of such a field, as a recipe would say it."""
+    return {"type": type, **options}
+
+
+def _serialize(component: ResolvedComponent, info: SerializationInfo) -> dict[str, Any]:
+    options = component.config.model_dump(
+        mode=info.mode, exclude_none=info.exclude_none, exclude_defaults=info.exclude_defaults
+    )
+    return {"type": component.spec.name, **options}
+
+
+def _problem(location: tuple[int | str, ...], text: str, found: Any) -> ValidationError:
+    return _problems([(location, text, found)])
+
+
+def _problems(problems: Any) -> ValidationError:
+    """An error whose items pydantic puts below the field's own path."""
+    details = [
+        InitErrorDetails(type=PydanticCustomError(TOLD, "{text}", {"text": text}), loc=location, input=found)
+        for location, text, found in problems
+    ]
+    return ValidationError.from_exception_data("component", details)

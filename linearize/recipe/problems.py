@@ -1,0 +1,66 @@
+"""What pydantic found wrong with a table, in the words and by the paths of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from linearize.errors import did_you_mean
+
+TOLD = "told"
+"""Type of an error whose message is complete: a component inside the options of another has described it."""
+
+Path = tuple[int | str, ...]
+
+
+def describe_validation(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Pydantic's findings as "toml.path: what is wrong; got VALUE", with a suggestion for misspelt keys."""
+    lines = []
+    for location, text, _ in find_problems(error, model):
+        path = ".".join([prefix, *map(str, location)] if prefix else map(str, location))
+        lines.append(f"{path or 'recipe'}: {text}")
+    return lines
+
+
+def find_problems(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[Path, str, Any]]:
+    """Where in the table, what is wrong there, and what stands there."""
+    items = error.errors()
+    for item in items:
+        inside = [other for other in items if other is not item and other["loc"][: len(item["loc"])] == item["loc"]]
+        if item["type"] == "too_short" and inside:
+            continue  # pydantic counts the entries that it has just refused as missing
+        location = item["loc"]
+        if item["type"] == "missing":
+            text = "is required"
+        elif item["type"] == "extra_forbidden":
+            known = _keys_at(model, [str(part) for part in location[:-1]])
+            near = did_you_mean(str(location[-1]), known)
+            text = f"unknown key; got {item['input']!r}.{near} Known: {', '.join(known)}"
+        elif item["type"] == TOLD:
+            text = item["msg"]
+        else:
+            shown = repr(item["input"])
+            text = f"{item['msg'].removeprefix('Value error, ')}; got {_cut(shown)}"
+        yield location, text, item["input"]
+
+
+def _cut(shown: str) -> str:
+    return shown if len(shown) < 120 else shown[:117] + "..."
+
+
+def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
+    current: Any = model
+    for part in location:
+        fields = getattr(current, "model_fields", {})
+        if part in fields:
+            current = _model_inside(fields[part].annotation)
+    return list(getattr(current, "model_fields", {}))
+
+
+def _model_inside(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    inner = [_model_inside(argument) for argument in getattr(annotation, "__args__", ())]
+    return next((candidate for candidate in inner if candidate is not None), None)

@@ -1,0 +1,126 @@
+"""A sliding window and a linear mixer side by side in one site: near tokens exactly, far ones from a state.
+
+    output = a · window(x) + b · linear(x)        "sum", a and b learnt per head, 1 and 0 at the start
+    output = (window(x) + linear(x)) / 2          "average", as Liger (arXiv 2503.01496) does
+
+Both branches have projections of their own, which start as the teacher's: what finds a neighbour and what finds a fact
+in a state need not be the same. LoLCATs (arXiv 2410.10254) puts both under one softmax denominator, which only a
+feature map with a denominator of its own allows.
+Letters: B batch, T tokens, D model width, N query heads, V value width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from linearize.errors import PluginError
+from linearize.protocols import AttentionSite, SeedStyle, State
+from linearize_sliding_window.config import SlidingWindowConfig, SwaLinearConfig
+from linearize_sliding_window.mixer import SlidingWindowMixer
+
+WINDOW, LINEAR = "window", "linear"
+
+
+class SwaLinearMixer(nn.Module):
+    """Two mixers whose outputs are added; names of parameters and of states begin with the branch's."""
+
+    branches = (WINDOW, LINEAR)
+
+    def __init__(self, config: SwaLinearConfig, site: AttentionSite) -> None:
+        super().__init__()
+        self.config, self.site = config, site
+        self.left_out: frozenset[str] = frozenset()
+        self.window = SlidingWindowMixer(
+            SlidingWindowConfig(window=config.window, sinks=config.sinks, gain=False), site
+        )
+        try:
+            self.linear = config.linear.build(site)
+        except PluginError as error:
+            raise PluginError(f"{LINEAR}: {error}") from error
+        self.projections: Mapping[str, tuple[str, ...]] = _joined_projections(self._branches())
+        self.repeated = frozenset(f"{LINEAR}.{path}" for path in getattr(self.linear, "repeated", ()))
+        if config.combine == "sum":
+            gates = site.num_heads if config.gates == "head" else 1
+            self.window_gate = nn.Parameter(torch.ones(gates))
+            self.linear_gate = nn.Parameter(torch.zeros(gates))
+
+    def _branches(self) -> dict[str, Any]:
+        return {WINDOW: self.window, LINEAR: self.linear}
+
+    def roles(self) -> Mapping[str, frozenset[str]]:
+        """Those of each branch and its name besides; the gates are "new" and "mix"."""
+        found = {
+            f"{name}.{parameter}": roles | {name}
+            for name, branch in self._branches().items()
+            for parameter, roles in branch.roles().items()
+        }
+        gates = {name: frozenset({"new", "mix"}) for name, _ in self.named_parameters(recurse=False)}
+        return {name: {**found, **gates}[name] for name, _ in self.named_parameters()}
+
+    @torch.no_grad()
+    def initialize(self, style: SeedStyle, generator: torch.Generator) -> None:
+        """Each branch by its own rules. "mimic": the gates are 1 and ``linear_start``; "scratch": both 1."""
+        for branch in self._branches().values():
+            branch.initialize(style, generator)
+        if self.config.combine == "sum":
+            self.window_gate.fill_(1.0)
+            self.linear_gate.fill_(self.config.linear_start if style == "mimic" else 1.0)
+
+    def describe_backends(self, device: torch.device | str) -> list[str]:
+        """One line for each kernel that the linear branch runs on ``device``."""
+        describe = getattr(self.linear, "describe_backends", None)
+        return [] if describe is None else describe(device)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        *,
+        valid_BT: Tensor | None = None,
+        position: tuple[Tensor, Tensor] | None = None,
+        segments_BT: Tensor | None = None,
+        state: State | None = None,
+    ) -> tuple[Tensor, State]:
+        """See :class:`linearize.protocols.Mixer`."""
+        outputs: dict[str, Tensor] = {}
+        after: State = {}
+        for name, branch in self._branches().items():
+            before = None if state is None else _of_branch(state, name)
+            outputs[name], states = branch(
+                x_BTD, valid_BT=valid_BT, position=position, segments_BT=segments_BT, state=before
+            )
+            after |= {f"{name}.{key}": tensor for key, tensor in states.items()}
+        for name in self.left_out:
+            outputs[name] = torch.zeros_like(outputs[name])
+        return self._combined(outputs[WINDOW], outputs[LINEAR]), after
+
+    def _combined(self, window_BTNV: Tensor, linear_BTNV: Tensor) -> Tensor:
+        keep: Tensor | float = 1.0
+        if self.training and self.config.window_dropout:
+            drawn_B111 = torch.rand(len(window_BTNV), 1, 1, 1, device=window_BTNV.device)
+            keep = (drawn_B111 >= self.config.window_dropout).to(window_BTNV.dtype)
+        if self.config.combine == "average":
+            # Who is alone counts in full, so that each branch learns the whole.
+            return (keep * window_BTNV + linear_BTNV) / (keep + 1.0)
+        window_gate, linear_gate = (
+            gate.to(window_BTNV.dtype).unsqueeze(-1) for gate in (self.window_gate, self.linear_gate)
+        )
+        return keep * window_gate * window_BTNV + linear_gate * linear_BTNV
+
+
+def _joined_projections(branches: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """What the teacher has -> where every branch takes it."""
+    joined: dict[str, tuple[str, ...]] = {}
+    for name, branch in branches.items():
+        for source, paths in branch.projections.items():
+            inside = (paths,) if isinstance(paths, str) else tuple(paths)
+            joined[source] = (*joined.get(source, ()), *(f"{name}.{path}" for path in inside))
+    return joined
+
+
+def _of_branch(state: State, name: str) -> State:
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}

@@ -1,0 +1,66 @@
+"""Options of the mixers with a sliding window; no torch here."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from linearize.components import MixerComponent, named
+from linearize.config import Config
+
+
+class WindowOptions(Config):
+    """What a query sees."""
+
+    window: int = Field(
+        default=64,
+        ge=2,
+        description="Tokens that a query sees, its own included; fewer where the teacher's own window is smaller.",
+    )
+    sinks: int = Field(
+        default=0,
+        ge=0,
+        description="First tokens of a sequence that every query sees beside its window (arXiv 2309.17453).",
+    )
+
+
+class SlidingWindowConfig(WindowOptions):
+    """Options of one sliding-window attention."""
+
+    gain: bool = Field(
+        default=True,
+        description="A learnt factor per head on the output, 1 at the start: the part that is left may weigh less.",
+    )
+
+
+class SwaLinearConfig(WindowOptions):
+    """Options of one sliding window with a linear mixer beside it."""
+
+    linear: MixerComponent = Field(
+        default=named("gated_delta_net"),
+        description="The linear mixer of the other branch: any registered one, with its options.",
+    )
+    combine: Literal["sum", "average"] = Field(
+        default="sum", description="sum: both branches times learnt gates; average: half of each, nothing to learn."
+    )
+    gates: Literal["head", "site"] = Field(
+        default="head", description="Gates of a sum: one per branch and head, or one per branch."
+    )
+    linear_start: float = Field(
+        default=0.0,
+        description="First gate of the linear branch with seeder mimic; 0: the student starts as the window alone.",
+    )
+    window_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Share of training conversations that do without the window at a site, so that the linear branch "
+        "learns to stand alone (arXiv 2510.05901); never while answering.",
+    )
+
+    @model_validator(mode="after")
+    def _gates_belong_to_a_sum(self) -> SwaLinearConfig:
+        if self.combine == "average" and (self.linear_start != 0.0 or self.gates != "head"):
+            raise ValueError("gates and linear_start are of combine = 'sum'; an average has no gates")
+        return self

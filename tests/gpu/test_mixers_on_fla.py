@@ -80,3 +80,7 @@ class TestGatedDeltaNet(OnFla):
 
 class TestKda(OnFla):
     name = "kda"
+
+
+class TestGsa(OnFla):
+    name = "gsa"

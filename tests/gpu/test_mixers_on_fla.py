@@ -84,3 +84,7 @@ class TestKda(OnFla):
 
 class TestGsa(OnFla):
     name = "gsa"
+
+
+class TestMamba3(OnFla):
+    name = "mamba3"

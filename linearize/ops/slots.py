@@ -25,9 +25,6 @@ from linearize.ops.gated import repeat_heads
 
 DEFAULT_CHUNK = 32
 
-Slots = tuple[Tensor, Tensor]
-"""The keys [B, M, K, S] and the values [B, M, S, V] of all slots."""
-
 
 def slot_attention(
     q_BTNK: Tensor,
@@ -37,27 +34,29 @@ def slot_attention(
     g_BTMS: Tensor,
     *,
     scale: float = 1.0,
-    state: Slots | None = None,
+    slot_keys_BMKS: Tensor | None = None,
+    slot_values_BMSV: Tensor | None = None,
     segments_BT: Tensor | None = None,
     chunk_size: int = DEFAULT_CHUNK,
-) -> tuple[Tensor, Slots]:
-    """The outputs [B, T, N, V] in q's dtype, and the slots after the last token.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The outputs [B, T, N, V] in q's dtype, and keys [B, M, K, S] and values [B, M, S, V] of the slots after them.
 
     Args:
         write_BTMS: w, the strength with which a token writes to each slot.
         g_BTMS: log of what a slot keeps, at most 0. A token with g = 0 and w = 0 leaves the slots alone.
-        state: the slots before the first token; None: zeros.
+        slot_keys_BMKS, slot_values_BMSV: the slots before the first token; None: zeros.
         segments_BT: int; where it changes from one token to the next, the slots start empty. The first token always
-            goes on from ``state``.
+            goes on from the slots that are given.
         chunk_size: most tokens that one quadratic form covers; changes speed, not the result.
 
     Raises:
         ValueError: shapes that do not fit together; the text names them.
     """
-    check_slot_shapes(q_BTNK, k_BTMK, v_BTMV, write_BTMS, g_BTMS, state, segments_BT)
+    _check_shapes(q_BTNK, k_BTMK, v_BTMV, write_BTMS, g_BTMS, slot_keys_BMKS, slot_values_BMSV, segments_BT)
     heads, shared_by = q_BTNK.shape[2], q_BTNK.shape[2] // k_BTMK.shape[2]
     write_BTNS, g_BTNS = repeat_heads(write_BTMS, heads, 2), repeat_heads(g_BTMS, heads, 2)
-    keys_BNKS, values_BNSV = (None, None) if state is None else (repeat_heads(slots, heads, 1) for slots in state)
+    keys_BNKS = None if slot_keys_BMKS is None else repeat_heads(slot_keys_BMKS, heads, 1)
+    values_BNSV = None if slot_values_BMSV is None else repeat_heads(slot_values_BMSV, heads, 1)
     scores_BTNS, keys_BNKS = _read_keys(
         q_BTNK, repeat_heads(k_BTMK, heads, 2), write_BTNS, g_BTNS, scale, keys_BNKS, segments_BT, chunk_size
     )
@@ -66,12 +65,12 @@ def slot_attention(
         state_BNKV=values_BNSV, segments_BT=segments_BT, chunk_size=chunk_size,
     )  # fmt: skip
     # Query heads that share keys and values have the same slots.
-    return y_BTNV.to(q_BTNK.dtype), (keys_BNKS[:, ::shared_by], values_BNSV[:, ::shared_by])
+    return y_BTNV.to(q_BTNK.dtype), keys_BNKS[:, ::shared_by], values_BNSV[:, ::shared_by]
 
 
-def check_slot_shapes(
-    q_BTNK: Tensor, k_BTMK: Tensor, v_BTMV: Tensor, write_BTMS: Tensor, g_BTMS: Tensor,
-    state: Slots | None, segments_BT: Tensor | None,
+def _check_shapes(
+    q_BTNK: Tensor, k_BTMK: Tensor, v_BTMV: Tensor, write_BTMS: Tensor, g_BTMS: Tensor, slot_keys_BMKS: Tensor | None,
+    slot_values_BMSV: Tensor | None, segments_BT: Tensor | None,
 ) -> None:  # fmt: skip
     """Refuses shapes that do not fit together.
 
@@ -85,8 +84,8 @@ def check_slot_shapes(
         "v": (v_BTMV, (batch, length, groups, value_dim)),
         "write": (write_BTMS, (batch, length, groups, slots)),
         "g": (g_BTMS, (batch, length, groups, slots)),
-        "the state's keys": (None if state is None else state[0], (batch, groups, key_dim, slots)),
-        "the state's values": (None if state is None else state[1], (batch, groups, slots, value_dim)),
+        "slot_keys": (slot_keys_BMKS, (batch, groups, key_dim, slots)),
+        "slot_values": (slot_values_BMSV, (batch, groups, slots, value_dim)),
         "segments": (segments_BT, (batch, length)),
     }
     for name, (tensor, shape) in due.items():

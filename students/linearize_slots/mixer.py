@@ -89,9 +89,10 @@ class GatedSlotAttention(LinearMixer):
         g_BTMS = self.log_decay(x_BTD)
         if valid_BT is not None:
             g_BTMS = g_BTMS * valid_BT[..., None, None]
-        y_BTNV, (keys, values) = self.recurrence(x_BTD.device).kernel(
+        state = state or {}
+        y_BTNV, keys, values = self.recurrence(x_BTD.device).kernel(
             q_BTNK, k_BTMK, v_BTMV, -torch.expm1(g_BTMS), g_BTMS, scale=self.site.key_dim**-0.5,
-            state=None if state is None else (state["slot_keys"], state["slot_values"]),
+            slot_keys_BMKS=state.get("slot_keys"), slot_values_BMSV=state.get("slot_values"),
             segments_BT=segments_BT, chunk_size=self.config.chunk_size,
         )  # fmt: skip
         return y_BTNV, {"slot_keys": keys, "slot_values": values}

@@ -35,8 +35,8 @@ def draw(tokens: int, strongest: float = 1.0) -> dict[str, Tensor]:
         "v_BTMV": normal(BATCH, tokens, GROUPS, WIDTH, seed=2),
         "write_BTMS": (-torch.expm1(g)).bfloat16().float(),
         "g_BTMS": g,
-        "keys": normal(BATCH, GROUPS, WIDTH, SLOTS, seed=4),
-        "values": normal(BATCH, GROUPS, SLOTS, WIDTH, seed=5),
+        "slot_keys_BMKS": normal(BATCH, GROUPS, WIDTH, SLOTS, seed=4),
+        "slot_values_BMSV": normal(BATCH, GROUPS, SLOTS, WIDTH, seed=5),
     }
 
 
@@ -44,19 +44,16 @@ def run(
     backend: str, leaves: dict[str, Tensor], dtype: torch.dtype, segments: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Output, final slots and gradients by name."""
-    kept = ("g_BTMS", "keys", "values")
+    kept = ("g_BTMS", "slot_keys_BMKS", "slot_values_BMSV")
     typed = {
         name: leaf.detach().to(leaf.dtype if name in kept else dtype).requires_grad_() for name, leaf in leaves.items()
     }
-    inputs = {name: leaf for name, leaf in typed.items() if name not in ("keys", "values")}
-    y, slots = choose("slots", backend, "cuda").kernel(
-        **inputs, scale=WIDTH**-0.5, state=(typed["keys"], typed["values"]), segments_BT=segments
-    )
-    outputs = (y, *slots)
+    outputs = choose("slots", backend, "cuda").kernel(**typed, scale=WIDTH**-0.5, segments_BT=segments)
     toward = [normal(*x.shape, seed=8 + index).to(x.dtype) for index, x in enumerate(outputs)]
     gradients = torch.autograd.grad(outputs, list(typed.values()), toward)
     named = {f"d{name}": gradient for name, gradient in zip(typed, gradients, strict=True)}
-    return {"y": y.detach(), "final keys": slots[0].detach(), "final values": slots[1].detach(), **named}
+    results = dict(zip(("y", "final keys", "final values"), (x.detach() for x in outputs), strict=True))
+    return {**results, **named}
 
 
 def assert_near(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
@@ -91,30 +88,29 @@ def test_strong_gates_agree_and_stay_finite() -> None:
 
 def test_decode_steps_follow_the_reference_and_leave_the_given_slots_alone() -> None:
     leaves = draw(6)
-    state = leaves.pop("keys"), leaves.pop("values")
+    start = {name: leaves.pop(name) for name in ("slot_keys_BMKS", "slot_values_BMSV")}
     results = []
     for backend in ("torch", "fla"):
-        carried, outputs = tuple(slots.clone() for slots in state), []
+        slots, outputs = start, []
         with torch.no_grad():
             for t in range(6):
-                before = [slots.clone() for slots in carried]
+                before = {name: tensor.clone() for name, tensor in slots.items()}
                 step = {name: leaf[:, t : t + 1] for name, leaf in leaves.items()}
-                y, new = choose("slots", backend, "cuda").kernel(**step, scale=WIDTH**-0.5, state=carried)
-                assert all(torch.equal(a, b) for a, b in zip(carried, before, strict=True))
-                carried = new
+                y, *new = choose("slots", backend, "cuda").kernel(**step, scale=WIDTH**-0.5, **slots)
+                assert all(torch.equal(slots[name], before[name]) for name in slots)
+                slots = dict(zip(start, new, strict=True))
                 outputs.append(y)
-        results.append({"y": torch.cat(outputs, 1), "keys": carried[0], "values": carried[1]})
+        results.append({"y": torch.cat(outputs, 1), **slots})
     # One token at a time, all in fp32 without matrix products.
     assert_near(results[1], results[0], 1e-4)
 
 
 def test_the_torch_reference_on_a_gpu_equals_itself_on_a_cpu() -> None:
     leaves = draw(100)
-    state = leaves.pop("keys"), leaves.pop("values")
-    on_gpu = choose("slots", "torch", "cuda").kernel(**leaves, scale=WIDTH**-0.5, state=state)
+    on_gpu = choose("slots", "torch", "cuda").kernel(**leaves, scale=WIDTH**-0.5)
     on_cpu = choose("slots", "torch", "cpu").kernel(
-        **{name: leaf.cpu() for name, leaf in leaves.items()}, scale=WIDTH**-0.5, state=tuple(x.cpu() for x in state)
+        **{name: leaf.cpu() for name, leaf in leaves.items()}, scale=WIDTH**-0.5
     )
-    for found, wanted in zip((on_gpu[0], *on_gpu[1]), (on_cpu[0], *on_cpu[1]), strict=True):
+    for found, wanted in zip(on_gpu, on_cpu, strict=True):
         # fp32 sums in another order, and on the GPU decays by halves.
         assert_near({"": found.cpu()}, {"": wanted}, 5e-5)

@@ -52,13 +52,12 @@ def loop(
 def through(function: Callable[..., Any]) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """A function of the operation's shape, with the arguments and results of :func:`loop`."""
 
-    def call(
-        q: Tensor, k: Tensor, v: Tensor, write: Tensor, g: Tensor, keys: Tensor | None, values: Tensor | None,
-        **options: Any,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        state = None if keys is None else (keys, values)
-        y, (keys, values) = function(q, k, v, write, g, state=state, **options)
-        return y, keys, values  # type: ignore[return-value]
+    def call(*given: Tensor | None, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+        *inputs, keys, values = given
+        results: tuple[Tensor, Tensor, Tensor] = function(
+            *inputs, slot_keys_BMKS=keys, slot_values_BMSV=values, **options
+        )
+        return results
 
     return call
 
@@ -207,7 +206,7 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         call(q, k, v, write[..., 1:], g, keys, values)
     with pytest.raises(ValueError, match=r"g has shape \(2, 5, 2, 6\); .* it must be \(2, 6, 2, 6\)"):
         call(q, k, v, write, g[:, 1:], keys, values)
-    with pytest.raises(ValueError, match=r"the state's values has shape \(2, 2, 5, 3\); .* it must be \(2, 2, 6, 3\)"):
+    with pytest.raises(ValueError, match=r"slot_values has shape \(2, 2, 5, 3\); .* it must be \(2, 2, 6, 3\)"):
         call(q, k, v, write, g, keys, values[:, :, 1:])
     three = [x.repeat(1, 1, 2, 1)[:, :, :3] for x in (k, v, write, g)]
     with pytest.raises(ValueError, match="4 query heads cannot share 3"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from linearize.mixing.options import MixerOptions, RecurrenceOptions, RotaryOptions
@@ -14,6 +16,10 @@ class Mamba3Config(RecurrenceOptions, RotaryOptions, MixerOptions):
         default=0, ge=0, le=16,
         description="Taps of a causal convolution over v, k and q; 0: none, as in Mamba-3; a write takes two tokens.",
     )  # fmt: skip
+    conv_activation: Literal["silu", "identity"] = Field(
+        default="identity",
+        description="What follows the convolution; SiLU would take the sign from q and k, by which teachers compare.",
+    )
     rope: bool = Field(
         default=True,
         description="Turn q and k by the teacher's rotary embedding too, where it has one; the paper has none.",

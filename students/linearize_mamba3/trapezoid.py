@@ -9,7 +9,8 @@ write, G_t = S_t - γ_t k_t v_tᵀ, follows a gated recurrence with the key and 
     G_t = α_t G_{t-1} + α_t (γ_{t-1} + dt_t - γ_t) k_{t-1} v_{t-1}ᵀ        y_t = q_t G_t + γ_t (q_t · k_t) v_t
 
 Nothing in it looks ahead, and every kernel of the gated recurrence computes it.
-Letters: B batch, T tokens, N query heads, M key-value heads, K key width, V value width, X anything.
+Letters: B batch, T tokens, U = T + 1 those and the one to come, N query heads, M key-value heads, K key width, V value
+width, X anything.
 """
 
 from __future__ import annotations
@@ -63,26 +64,25 @@ def trapezoidal_recurrence(
         carried_key, carried_value = torch.zeros_like(k_BTNK[:, 0]), torch.zeros_like(v_BTMV[:, 0])
     else:
         carried_key, carried_value = carried.key.to(k_BTNK.dtype), carried.value.to(v_BTMV.dtype)
-    # One entry more than there are tokens: what the first token of the next call will find before it.
-    keys_BXNK = before.pick(k_BTNK, carried_key)
-    values_BXMV = before.pick(v_BTMV, carried_value)
+    keys_BUNK = before.pick(k_BTNK, carried_key)
+    values_BUMV = before.pick(v_BTMV, carried_value)
     # The carried state holds the last token's own write already.
-    gamma_BXN = before.pick(gamma_BTN, torch.zeros_like(gamma_BTN[:, 0])) * before.is_there_BX1
-    write_BTN = g_BTN.exp() * (gamma_BXN[:, :-1] + (dt_BTN - gamma_BTN) * before.is_there_BX1[:, :-1])
+    gamma_BUN = before.pick(gamma_BTN, torch.zeros_like(gamma_BTN[:, 0])) * before.is_there_BU1
+    write_BTN = g_BTN.exp() * (gamma_BUN[:, :-1] + (dt_BTN - gamma_BTN) * before.is_there_BU1[:, :-1])
     if valid_BT is not None:
         write_BTN = write_BTN * valid_BT.unsqueeze(-1)
 
     y_BTNV, state_BNKV = kernel(
-        q_BTNK, keys_BXNK[:, :-1], repeat_heads(values_BXMV[:, :-1], heads, 2), g_BTN, write_BTN=write_BTN,
+        q_BTNK, keys_BUNK[:, :-1], repeat_heads(values_BUMV[:, :-1], heads, 2), g_BTN, write_BTN=write_BTN,
         state_BNKV=None if carried is None else carried.state, segments_BT=segments_BT, chunk_size=chunk_size,
     )  # fmt: skip
     dtype = state_BNKV.dtype
     along_BTN = (q_BTNK.to(dtype) * k_BTNK.to(dtype)).sum(-1) * gamma_BTN
     own_BTMJV = along_BTN.unflatten(2, (groups, -1)).unsqueeze(-1) * v_BTMV.unsqueeze(3)
     y_BTNV = (y_BTNV + own_BTMJV.flatten(2, 3)).to(y_BTNV.dtype)
-    key_BNK = keys_BXNK[:, -1] * before.is_there_BX1[:, -1].unsqueeze(-1).to(k_BTNK.dtype)
-    value_BMV = values_BXMV[:, -1]
-    written_BNK = key_BNK.to(dtype) * gamma_BXN[:, -1].unsqueeze(-1)
+    key_BNK = keys_BUNK[:, -1] * before.is_there_BU1[:, -1].unsqueeze(-1).to(k_BTNK.dtype)
+    value_BMV = values_BUMV[:, -1]
+    written_BNK = key_BNK.to(dtype) * gamma_BUN[:, -1].unsqueeze(-1)
     state_BNKV = state_BNKV + written_BNK.unsqueeze(-1) * repeat_heads(value_BMV.to(dtype), heads, 1).unsqueeze(-2)
     return y_BTNV, Carried(state_BNKV, key_BNK, value_BMV)
 
@@ -92,12 +92,12 @@ class _Before:
     """Which token comes before each token, and before the one after the last.
 
     Attributes:
-        index_BX: 0 for the token before this call, t + 1 for token t; None: each has its neighbour before it.
-        is_there_BX1: 1 where it is of the same segment, else 0; or 1 for all.
+        index_BU: 0 for the token before this call, t + 1 for token t; None: each has its neighbour before it.
+        is_there_BU1: 1 where it is of the same segment, else 0; or 1 for all.
     """
 
-    index_BX: Tensor | None
-    is_there_BX1: Tensor
+    index_BU: Tensor | None
+    is_there_BU1: Tensor
 
     @classmethod
     def of(cls, like_BTNK: Tensor, valid_BT: Tensor | None, segments_BT: Tensor | None) -> _Before:
@@ -119,9 +119,9 @@ class _Before:
         return cls(index, is_there.expand(batch, length + 1, 1))
 
     def pick(self, x_BTX: Tensor, first_BX: Tensor) -> Tensor:
-        """x of the token before each: [B, T + 1, ...], ``first_BX`` being that of the token before this call."""
+        """x of the token before each, [B, U, ...]; ``first_BX`` is that of the token before this call."""
         extended = torch.cat([first_BX.unsqueeze(1), x_BTX], 1)
-        if self.index_BX is None:
+        if self.index_BU is None:
             return extended
-        index = self.index_BX[(...,) + (None,) * (extended.dim() - 2)]
+        index = self.index_BU[(...,) + (None,) * (extended.dim() - 2)]
         return extended.gather(1, index.expand(-1, -1, *extended.shape[2:]))

@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from linearize_mamba3.angles import CHUNK, sum_angles, turn
 from linearize_mamba3.config import Mamba3Config
 from linearize_mamba3.mixer import Mamba3Mixer
+from linearize_mamba3.trapezoid import trapezoidal_recurrence
 from torch import Tensor
 
 from linearize.errors import PluginError
 from linearize.mixing.rotary import rotate
+from linearize.ops.gated import gated_recurrence, ssd_recurrence
 from linearize.testing import MixerConformance, SeederConformance
 from linearize.testing.numbers import positions_of
 
@@ -163,6 +165,19 @@ def test_a_new_document_in_the_second_call_forgets_the_token_before_the_call() -
     y = mixer(then, state=state, segments_BT=torch.tensor([[7, 8, 8, 8]]))[0]
     torch.testing.assert_close(y[:, 1:], mixer(then[:, 1:])[0])
     torch.testing.assert_close(y[:, :1], mixer(then[:, :1], state=state)[0])
+
+
+def test_a_token_that_writes_all_of_its_time_step_itself_is_mamba2s() -> None:
+    q, k = torch.randn(2, 2, 9, HEADS, K, dtype=torch.float64)
+    v, dt = torch.randn(2, 9, GROUPS, V, dtype=torch.float64), torch.rand(2, 9, HEADS, dtype=torch.float64)
+    a = -torch.rand(HEADS, dtype=torch.float64)
+    found, carried = trapezoidal_recurrence(
+        gated_recurrence, q, k, v, dt * a, dt, torch.ones_like(dt), carried=None, valid_BT=None, segments_BT=None,
+        chunk_size=4,
+    )  # fmt: skip
+    wanted, state = ssd_recurrence(q, k, v.repeat_interleave(HEADS // GROUPS, 2), dt, a)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(carried.state, state)
 
 
 def test_angles_stay_exact_over_a_hundred_thousand_tokens() -> None:

@@ -95,10 +95,11 @@ class Mamba3Mixer(LinearMixer):
 
     def initialize_own(self, style: SeedStyle, generator: torch.Generator) -> None:
         """ "mimic": all four projections 0, so that A = -log 2, λ = 1/2 and no angle grows; dt spreads the heads'
-        horizons over 16 .. 1024 tokens; biases and D are 0.
+        horizons over 16 .. 1024 tokens; D is 0.
 
-        "scratch": mamba_ssm's, dt log-uniform in 0.001 .. 0.1 per head, biases and D 1, PyTorch's range for the
-        projections.
+        "scratch": mamba_ssm's, dt log-uniform in 0.001 .. 0.1 per head, D 1, PyTorch's range for the projections.
+        The biases of q and k are 1 in both: their product is a score that every key gets, as softmax gives exp(0) to a
+        key that does not fit.
         """
         is_mimic = style == "mimic"
         for linear in (self.dt_proj, self.A_proj, self.trapezoid_proj, self.angle_proj):
@@ -113,7 +114,7 @@ class Mamba3Mixer(LinearMixer):
         # The inverse of softplus.
         self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
         for norm in (self.q_norm, self.k_norm):
-            norm.bias.fill_(0.0 if is_mimic else 1.0)
+            norm.bias.fill_(1.0)
         if self.config.skip:
             self.D.fill_(0.0 if is_mimic else 1.0)
 

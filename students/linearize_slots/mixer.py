@@ -30,6 +30,9 @@ from linearize_slots.config import GsaConfig
 
 # Over how many tokens the first slot averages when it starts: the present one and little else.
 SHORTEST_HORIZON = 2.0
+# "mimic" draws the gates' weights from so many times PyTorch's range, so that slots start by taking in different
+# tokens; docs/mixers_slots.md has what 0, 1, 4 and 8 do.
+GATE_WIDTH = 4.0
 
 
 class GatedSlotAttention(LinearMixer):
@@ -56,10 +59,12 @@ class GatedSlotAttention(LinearMixer):
     def initialize_own(self, style: SeedStyle, generator: torch.Generator) -> None:
         """W_α is drawn in both styles: slots that were all written alike would hold the same.
 
-        "mimic": b spreads the slots of a head over averages of 2 .. 1024 tokens. "scratch": b = 0.
+        "mimic": four times PyTorch's range, and b spreads the slots of a head over averages of 2 .. 1024 tokens.
+        "scratch": PyTorch's range, and b = 0.
         """
         fill_linear(self.slot_proj, generator)
         if style == "mimic":
+            self.slot_proj.weight.mul_(GATE_WIDTH)
             keep_S = 1 - 1 / spread(SHORTEST_HORIZON, LONGEST_HORIZON, self.config.num_slots)
             bias_S = torch.logit(keep_S**self.config.decay_normalizer)
             self.slot_bias.copy_(bias_S.repeat(self.site.num_key_value_heads))

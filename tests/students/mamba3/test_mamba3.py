@@ -222,7 +222,7 @@ def test_mimic_starts_with_long_memories_half_a_trapezoid_and_no_rotation() -> N
     assert (mixer.trapezoid_proj(x).sigmoid() == 0.5).all()
     assert (mixer(x)[1]["angle"] == 0).all()
     assert (mixer.D == 0).all()
-    assert all((norm.bias == 0).all() for norm in (mixer.q_norm, mixer.k_norm))
+    assert all((norm.bias == 1).all() for norm in (mixer.q_norm, mixer.k_norm))
 
 
 def test_scratch_starts_as_mamba_ssm_does() -> None:

@@ -52,7 +52,8 @@ class GatedSlotAttention(LinearMixer):
 
     def add_parameters(self) -> None:
         """W_α and b."""
-        gates = self.site.num_key_value_heads * self.config.num_slots
+        # As many key-value heads as k_proj has.
+        gates = self.k_width // self.site.key_dim * self.config.num_slots
         self.slot_proj = nn.Linear(self.site.hidden_size, gates, bias=False)
         self.slot_bias = nn.Parameter(torch.zeros(gates, dtype=torch.float32))
 
@@ -67,7 +68,7 @@ class GatedSlotAttention(LinearMixer):
             self.slot_proj.weight.mul_(GATE_WIDTH)
             keep_S = 1 - 1 / spread(SHORTEST_HORIZON, LONGEST_HORIZON, self.config.num_slots)
             bias_S = torch.logit(keep_S**self.config.decay_normalizer)
-            self.slot_bias.copy_(bias_S.repeat(self.site.num_key_value_heads))
+            self.slot_bias.copy_(bias_S.repeat(len(self.slot_bias) // len(bias_S)))
         else:
             self.slot_bias.zero_()
 
@@ -77,7 +78,7 @@ class GatedSlotAttention(LinearMixer):
         with torch.autocast(raw.device.type, enabled=False):
             raw = at_least_fp32(raw)
             g = F.logsigmoid(raw + self.slot_bias.to(raw.dtype)) / self.config.decay_normalizer
-        return g.unflatten(-1, (self.site.num_key_value_heads, self.config.num_slots))
+        return g.unflatten(-1, (-1, self.config.num_slots))
 
     def recur(
         self,

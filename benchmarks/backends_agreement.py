@@ -24,8 +24,10 @@ from linearize.protocols import AttentionSite
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 DECODE_STEPS = 4
+SLOTS = 64
 OPERATIONS = {
     "Mamba-2": "ssd", "GLA": "channel_gated", "DeltaNet": "delta", "Gated DeltaNet": "delta", "KDA": "delta",
+    "GSA": "slots",
 }  # fmt: skip
 """Recurrences by a name that a reader knows -> the operation of linearize.ops.backends that computes it."""
 
@@ -113,8 +115,20 @@ def recurrence_inputs(
             leaves["g"] = -step(n)
         case "KDA":
             leaves["g"] = -step(n, k)
-    leaves["state_BNKV"] = normal((batch, n, k, k), 5, device, torch.float32)
+        case "GSA":
+            leaves["g_BTMS"] = -step(m, SLOTS)
+            leaves["write_BTMS"] = -torch.expm1(leaves["g_BTMS"])
+    leaves |= carried_state(family, batch, sizes, device)
     return {name: leaf.requires_grad_() for name, leaf in leaves.items()}
+
+
+def carried_state(family: str, batch: int, sizes: Sizes, device: str) -> dict[str, Tensor]:
+    """What a recurrence goes on from, by the names of its arguments, in fp32."""
+    n, m, k = sizes.heads, sizes.groups, sizes.head_dim
+    shapes = {"state_BNKV": (batch, n, k, k)}
+    if OPERATIONS[family] == "slots":
+        shapes = {"slot_keys_BMKS": (batch, m, k, SLOTS), "slot_values_BMSV": (batch, m, SLOTS, k)}
+    return {name: normal(shape, 5 + i, device, torch.float32) for i, (name, shape) in enumerate(shapes.items())}
 
 
 def gradients(outputs: Sequence[Tensor], leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from backends_agreement import OPERATIONS, Sizes, families_of, mixer_config, recurrence_inputs
+from backends_agreement import OPERATIONS, Sizes, carried_state, families_of, mixer_config, recurrence_inputs
 from linearize_mamba2.mixer import Mamba2Mixer
 from torch import Tensor
 
@@ -67,7 +67,8 @@ def measurements(tokens: int, bench: Bench) -> Iterator[tuple[str, str, Callable
     for family, operation in OPERATIONS.items():
         leaves = recurrence_inputs(family, 1, tokens, sizes, device, bench.dtype)
         # Prefill starts from nothing.
-        del leaves["state_BNKV"]
+        for name in carried_state(family, 1, sizes, device):
+            del leaves[name]
         for name in bench.recurrences(tokens):
             if family in families_of(name):
                 call = partial(choose(operation, name, device).kernel, **leaves)

@@ -3,8 +3,8 @@
 The torch reference defines every operation; fla, mamba_ssm and causal_conv1d are faster ways to the same numbers.
 Operations: "gated" (:func:`linearize.ops.gated.gated_recurrence`), "ssd" (:func:`linearize.ops.gated.ssd_recurrence`),
 "channel_gated" (:func:`linearize.ops.channel_gated.channel_gated_recurrence`), "delta"
-(:func:`linearize.ops.delta.delta_recurrence`) and "conv" (:func:`linearize.ops.conv.causal_conv`); a backend's kernel
-takes and returns what the reference does.
+(:func:`linearize.ops.delta.delta_recurrence`), "slots" (:func:`linearize.ops.slots.slot_attention`) and "conv"
+(:func:`linearize.ops.conv.causal_conv`); a backend's kernel takes and returns what the reference does.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ BACKENDS: tuple[Backend, ...] = (
         "ssd": "linearize.ops.fla_kernels:ssd_recurrence",
         "channel_gated": "linearize.ops.fla_channel_kernels:channel_gated_recurrence",
         "delta": "linearize.ops.fla_delta_kernels:delta_recurrence",
+        "slots": "linearize.ops.fla_slot_kernels:slot_attention",
         "conv": "linearize.ops.fla_kernels:causal_conv",
     }, "fla", "flash-linear-attention"),
     Backend("mamba_ssm", {"ssd": "linearize.ops.mamba_ssm_kernels:ssd_recurrence"}, "mamba_ssm", "mamba-ssm"),
@@ -61,6 +62,7 @@ BACKENDS: tuple[Backend, ...] = (
         "ssd": "linearize.ops.gated:ssd_recurrence",
         "channel_gated": "linearize.ops.channel_gated:channel_gated_recurrence",
         "delta": "linearize.ops.delta:delta_recurrence",
+        "slots": "linearize.ops.slots:slot_attention",
         "conv": "linearize.ops.conv:causal_conv",
     }, "", "torch"),
 )  # fmt: skip

@@ -86,3 +86,11 @@ class TestGatedDeltaNet(OnFla):
 
 class TestKda(OnFla):
     name = "kda"
+
+
+class TestGsa(OnFla):
+    name = "gsa"
+
+
+class TestMamba3(OnFla):
+    name = "mamba3"

@@ -14,13 +14,14 @@ from linearize.ops.channel_gated import channel_gated_recurrence
 from linearize.ops.conv import causal_conv
 from linearize.ops.delta import delta_recurrence
 from linearize.ops.gated import gated_recurrence, ssd_recurrence
+from linearize.ops.slots import slot_attention
 
 
 @pytest.mark.parametrize(
     ("operation", "function"),
     [
         ("gated", gated_recurrence), ("ssd", ssd_recurrence), ("channel_gated", channel_gated_recurrence),
-        ("delta", delta_recurrence), ("conv", causal_conv),
+        ("delta", delta_recurrence), ("slots", slot_attention), ("conv", causal_conv),
     ],
 )  # fmt: skip
 def test_auto_on_a_cpu_is_the_torch_reference(operation: str, function: object) -> None:

@@ -35,7 +35,7 @@ def test_the_backend_benchmark_runs_on_a_cpu_and_the_reference_agrees_with_itsel
     exact = [row for row in report["agreement"] if row["dtype"] == "fp32"]
     assert exact
     assert all(row["output"] == row["state"] == row["gradient"] == 0 for row in exact)
-    families = {"Mamba-2", "GLA", "DeltaNet", "Gated DeltaNet", "KDA"}
+    families = {"Mamba-2", "GLA", "DeltaNet", "Gated DeltaNet", "KDA", "GSA"}
     assert {row["op"] for row in report["times"]} == {"softmax attention", "convolution", "Mamba-2 mixer", *families}
     assert {row["level"] for row in report["agreement"]} == {"mixer", *families}
 

@@ -87,6 +87,10 @@ class TeacherConformance:
             Conversation((second, first), (wide, small), id="two images"),
         ]
 
+    def load_processor(self, processor: Any, folder: Path) -> Any:
+        """The processor that was saved in ``folder``, as whoever takes a student loads it."""
+        return type(processor).from_pretrained(folder)
+
     def _turns(self) -> tuple[Turn, Turn]:
         first, second = (Turn(*pair) for pair in zip(self.questions, self.answers, strict=True))
         return first, second
@@ -252,7 +256,7 @@ class TeacherConformance:
         """It is saved beside a student: the same prompts, the same tokens, the same pixels."""
         processor = adapter.processor()
         processor.save_pretrained(tmp_path)
-        again = type(processor).from_pretrained(tmp_path)
+        again = self.load_processor(processor, tmp_path)
         parts: Any = self.questions[0]
         options: dict[str, Any] = {}
         if self.takes_images:

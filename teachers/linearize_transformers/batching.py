@@ -24,6 +24,11 @@ from linearize.errors import CheckpointError, DataError
 from linearize.protocols import TOKEN_IMAGE, TOKEN_PAD, TOKEN_TEXT, Batch
 from linearize_transformers.prompt import Prompt, Template
 
+CALL_OPTIONS: dict[str, dict[str, Any]] = {
+    "ChameleonProcessor": {"return_for_text_completion": True},  # or it writes a separator behind the last answer
+}
+"""What a processor has to be told, by its class, so that it takes the template's text as it is."""
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -58,7 +63,7 @@ class Batcher:
                 f"the checkpoint's tokenizer is a {type(self.tokenizer).__name__}, which does not tell where its "
                 "tokens are in the text; one of the tokenizers library (with a tokenizer.json) is needed"
             )
-        self._added_by_images = functools.lru_cache(maxsize=65536)(self._count_added_by_images)
+        self._added = functools.lru_cache(maxsize=65536)(self._count_added)
 
     def batch(self, conversations: Sequence[Conversation], *, for_generation: bool) -> Batch:
         """Whole conversations right-padded, or for generation left-padded prompts up to the last question.
@@ -89,10 +94,9 @@ class Batcher:
         return Batch(inputs, loss_BT, kind_BT)
 
     def num_tokens(self, conversation: Conversation) -> int:
-        """Tokens of a whole conversation; an image's are counted once for each size that is met."""
+        """Tokens of a whole conversation; what the processor adds is counted once for each size of images that is met."""
         prompt = self.template.prompt(conversation, for_generation=False)
-        sizes = tuple(image.size for image in conversation.images)
-        return len(self.encode(prompt).ids) + (self._added_by_images(sizes) if sizes else 0)
+        return len(self.encode(prompt).ids) + self._added(tuple(image.size for image in conversation.images))
 
     def encode(self, prompt: Prompt) -> Encoded:
         """The prompt's tokens, image placeholders unexpanded."""
@@ -107,6 +111,7 @@ class Batcher:
     def _process(self, texts: list[str], images: list[list[Any]], **options: Any) -> dict[str, Tensor]:
         if any(images):
             options["images"] = images
+        options |= CALL_OPTIONS.get(type(self.processor).__name__, {})
         try:
             outputs = self.processor(
                 text=texts, padding=True, return_tensors="pt", **self._special(texts[0]), **options
@@ -181,7 +186,8 @@ class Batcher:
     def _encode_parts(self, parts: list[dict[str, str]]) -> list[int]:
         return self.encode(Prompt(self._render(parts), ())).ids
 
-    def _count_added_by_images(self, sizes: tuple[tuple[int, int], ...]) -> int:
+    def _count_added(self, sizes: tuple[tuple[int, int], ...]) -> int:
+        """How many tokens more than the tokenizer the processor makes: pieces of images, or a first token of its own."""
         blank = [Image.new("RGB", size) for size in sizes]
         parts = [*({"type": "image"} for _ in blank), {"type": "text", "text": "x"}]
         expanded = self._process([self._render(parts)], [blank])["input_ids"].shape[1]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from linearize.errors import CheckpointError
 from linearize.protocols import AttentionSite
@@ -98,6 +99,9 @@ def _decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
         for name, module in decoder.named_modules()
         if isinstance(module, nn.ModuleList) and any(_is_decoder_layer(child) for child in module)
     ]
+    # Some decoders hold an image tokenizer or encoders: models of their own, whose layers are not the decoder's.
+    nested = tuple(f"{name}." for name, one in decoder.named_modules() if name and isinstance(one, PreTrainedModel))
+    lists = [one for one in lists if not one[0].startswith(nested)] or lists
     who = f"the decoder of {type(model).__name__} ({root or 'the model itself'}, a {type(decoder).__name__})"
     if not lists:
         raise CheckpointError(

@@ -85,6 +85,9 @@ TILES = ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_uttera
          *(f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)))  # fmt: skip
 QWEN_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+VQ: dict[str, Any] = {"embed_dim": 4, "latent_channels": 4, "base_channels": 32, "channel_multiplier": [1, 1, 1],
+      "num_res_blocks": 1}  # fmt: skip
+CHAMELEON_TOKENS = ("<image>", "<racm3:break>", "<eoss>", *(f"IMGIMG{digit}Z" for digit in "ABCDEFGH"))
 QWEN_IDS: dict[str, Any] = {"image_token_id": IMAGE, "video_token_id": IMAGE + 1, "vision_start_token_id": IMAGE + 2,
             "vision_end_token_id": IMAGE + 3}  # fmt: skip
 
@@ -157,6 +160,9 @@ VISION_FAMILIES = (
         tokens=("<image_soft_token>", "<start_of_image>", "<end_of_image>"), image_token_index=IMAGE,
         boi_token_index=IMAGE + 1, eoi_token_index=IMAGE + 2, mm_tokens_per_image=4,
         caveat=BOTH_WAYS.format(what="tokens of an image")),
+    Family(model_type="chameleon", image="<image>", tokens=CHAMELEON_TOKENS,
+           config=TEXT | {"vq_config": VQ | {"num_embeddings": 8},
+                          "vocabulary_map": {token: IMAGE + number for number, token in enumerate(CHAMELEON_TOKENS)}}),
 )  # fmt: skip
 FAMILIES = (*TEXT_FAMILIES, *VISION_FAMILIES)
 

@@ -143,6 +143,14 @@ def _gemma3(tokenizer: Any, template: str) -> Any:
     )
 
 
+def _chameleon(tokenizer: Any, template: str) -> Any:
+    images = _pil("Chameleon", size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    names = {"image_token": "<image>", "boi_token": "<racm3:break>", "eoi_token": "<eoss>"}
+    processor = transformers.ChameleonProcessor(images, _with_names(tokenizer, names), image_seq_length=16)
+    processor.chat_template = template
+    return processor
+
+
 def _with_names(tokenizer: Any, names: dict[str, str]) -> Any:
     """A copy of the tokenizer that knows its special tokens by name, as those of the hub do."""
     return transformers.PreTrainedTokenizerFast(
@@ -168,6 +176,7 @@ MAKERS: dict[str, Callable[[Any, str], Any]] = {
     "deepseek_vl": _deepseek_vl,
     "janus": _janus,
     "gemma3": _gemma3,
+    "chameleon": _chameleon,
 }
 
 

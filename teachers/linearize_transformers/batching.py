@@ -22,12 +22,8 @@ from torch import Tensor
 from linearize.data.conversation import Conversation
 from linearize.errors import CheckpointError, DataError
 from linearize.protocols import TOKEN_IMAGE, TOKEN_PAD, TOKEN_TEXT, Batch
+from linearize_transformers.processing import process
 from linearize_transformers.prompt import Prompt, Template
-
-CALL_OPTIONS: dict[str, dict[str, Any]] = {
-    "ChameleonProcessor": {"return_for_text_completion": True},  # or it writes a separator behind the last answer
-}
-"""What a processor has to be told, by its class, so that it takes the template's text as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +90,7 @@ class Batcher:
         return Batch(inputs, loss_BT, kind_BT)
 
     def num_tokens(self, conversation: Conversation) -> int:
-        """Tokens of a whole conversation; what the processor adds is counted once for each size of images that is met."""
+        """Tokens of a whole conversation; what the processor adds is counted once for each size of image."""
         prompt = self.template.prompt(conversation, for_generation=False)
         return len(self.encode(prompt).ids) + self._added(tuple(image.size for image in conversation.images))
 
@@ -108,13 +104,15 @@ class Batcher:
         ]
         return Encoded(list(encoded["input_ids"]), flags)
 
-    def _process(self, texts: list[str], images: list[list[Any]], **options: Any) -> dict[str, Tensor]:
-        if any(images):
-            options["images"] = images
-        options |= CALL_OPTIONS.get(type(self.processor).__name__, {})
+    def _process(self, texts: list[str], images: list[list[Any]], padding_side: str = "right") -> dict[str, Tensor]:
         try:
-            outputs = self.processor(
-                text=texts, padding=True, return_tensors="pt", **self._special(texts[0]), **options
+            return process(
+                self.processor,
+                texts,
+                images,
+                input_names=self.input_names,
+                padding_side=padding_side,
+                **self._special(texts[0]),
             )
         except (ImportError, MemoryError):
             raise
@@ -123,7 +121,6 @@ class Batcher:
                 f"the checkpoint's {type(self.processor).__name__} cannot take a batch that begins with "
                 f"{texts[0][:80]!r}: {type(error).__name__}: {error}"
             ) from error
-        return dict(outputs)
 
     def _special(self, text: str) -> dict[str, bool]:
         """A template that writes the first token itself must not get it a second time."""
@@ -187,7 +184,7 @@ class Batcher:
         return self.encode(Prompt(self._render(parts), ())).ids
 
     def _count_added(self, sizes: tuple[tuple[int, int], ...]) -> int:
-        """How many tokens more than the tokenizer the processor makes: pieces of images, or a first token of its own."""
+        """How many tokens more than the tokenizer the processor makes: pieces of images, a first token of its own."""
         blank = [Image.new("RGB", size) for size in sizes]
         parts = [*({"type": "image"} for _ in blank), {"type": "text", "text": "x"}]
         expanded = self._process([self._render(parts)], [blank])["input_ids"].shape[1]

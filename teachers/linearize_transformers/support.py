@@ -24,6 +24,11 @@ BOTH_WAYS = (
     "at those tokens than the teacher did, and distillation has to make up for it"
 )
 
+PADDED_BEFORE_TOKENIZED = (
+    "images of one batch that differ in size are padded to the largest before they are tokenized, and its image "
+    "tokenizer's norms and attention see the padding: the tokens of an image depend on its neighbours in the batch"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
@@ -33,13 +38,15 @@ class Family:
         config: changes to the defaults of its configuration that make it tiny.
         image: what the tests' chat template writes for an image; "" for a text model.
         tokens: its special tokens, whose ids begin at IMAGE.
-        caveat: what a linear site cannot do that its attention does.
+        beams_take_images: whether transformers itself decodes with beams when there are images.
+        caveat: what a linear site cannot do that its attention does, or what the family does that few would expect.
     """
 
     model_type: str
     config: dict[str, Any] = field(hash=False)
     image: str = ""
     tokens: tuple[str, ...] = ()
+    beams_take_images: bool = True
     caveat: str = ""
 
 
@@ -88,6 +95,9 @@ QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 VQ: dict[str, Any] = {"embed_dim": 4, "latent_channels": 4, "base_channels": 32, "channel_multiplier": [1, 1, 1],
       "num_res_blocks": 1}  # fmt: skip
 CHAMELEON_TOKENS = ("<image>", "<racm3:break>", "<eoss>", *(f"IMGIMG{digit}Z" for digit in "ABCDEFGH"))
+EMU3_TOKENS = ("<image>", "<|image start|>", "<|image end|>", "<|image token|>", "<|extra_200|>", "<|extra_201|>",
+               *(f"<|visual token {number:06d}|>" for number in range(8)))  # fmt: skip
+FUYU_TOKENS = ("|SPEAKER|", "|NEWLINE|", "<s>", "<0x04>")
 QWEN_IDS: dict[str, Any] = {"image_token_id": IMAGE, "video_token_id": IMAGE + 1, "vision_start_token_id": IMAGE + 2,
             "vision_end_token_id": IMAGE + 3}  # fmt: skip
 
@@ -160,19 +170,41 @@ VISION_FAMILIES = (
         tokens=("<image_soft_token>", "<start_of_image>", "<end_of_image>"), image_token_index=IMAGE,
         boi_token_index=IMAGE + 1, eoi_token_index=IMAGE + 2, mm_tokens_per_image=4,
         caveat=BOTH_WAYS.format(what="tokens of an image")),
+    Family(model_type="fuyu", image="|SPEAKER|", tokens=FUYU_TOKENS, beams_take_images=False,
+           caveat="no beam search over images: transformers 5.23 does not repeat its patches for each beam and stops",
+           config={"text_config": TEXT | {"model_type": "persimmon", "partial_rotary_factor": 0.5},
+                   "patch_size": 8, "image_token_id": IMAGE, "tie_word_embeddings": False}),
     Family(model_type="chameleon", image="<image>", tokens=CHAMELEON_TOKENS,
            config=TEXT | {"vq_config": VQ | {"num_embeddings": 8},
                           "vocabulary_map": {token: IMAGE + number for number, token in enumerate(CHAMELEON_TOKENS)}}),
+    Family(model_type="emu3", image="<image>", tokens=EMU3_TOKENS, caveat=PADDED_BEFORE_TOKENIZED,
+           config={"text_config": TEXT, "tie_word_embeddings": False,
+                   "vq_config": VQ | {"codebook_size": 8, "channel_multiplier": [1, 1, 1, 1], "hidden_size": 32,
+                                      "temporal_downsample_factor": 2},
+                   "vocabulary_map": {token: IMAGE + number for number, token in enumerate(EMU3_TOKENS)}}),
 )  # fmt: skip
 FAMILIES = (*TEXT_FAMILIES, *VISION_FAMILIES)
+
+PUBLISHED_PROMPTS = {
+    "fuyu": (
+        "{% for m in messages %}{% for p in m['content'] if p['type'] == 'image' %}|SPEAKER|{% endfor %}"
+        "{% if loop.first %}<s>{% endif %}{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] }}{% endfor %}"
+        "{% if m['role'] == 'user' %}<0x04>{% else %}{{ eos_token }}{% endif %}{% endfor %}"
+    ),
+    "chameleon": (
+        "{% for m in messages %}{% for p in m['content'] %}"
+        "{% if p['type'] == 'image' %}<image>{% else %}{{ p['text'] }}{% endif %}{% endfor %}"
+        "{% if m['role'] == 'user' %}{{ sep_token }}{% else %}{{ eos_token }}{% endif %}{% endfor %}"
+    ),
+}
+"""Model types whose checkpoints bring no chat template -> one that writes a question as their processor does."""
 
 UNTESTED = {
     "paligemma": "refused: its attention reads the whole prompt in both directions, and its processor knows a prefix "
     "and a suffix, not conversations",
     "mistral3, cohere2_vision, lfm2_vl": "their processors need torchvision, which the tests do without; their modules "
     "are understood",
-    "fuyu, chameleon, emu3, mllama": "not tried with images yet: their processors make other inputs, or write more "
-    "than their chat template says",
+    "mllama": "not tried with images yet: its processor makes other inputs",
 }
 """Model types that somebody may look for -> why they are not in the table."""
 

@@ -143,12 +143,26 @@ def _gemma3(tokenizer: Any, template: str) -> Any:
     )
 
 
+def _fuyu(tokenizer: Any, template: str) -> Any:
+    images = _pil("Fuyu", size={"height": 24, "width": 32}, patch_size={"height": 8, "width": 8})
+    processor = transformers.FuyuProcessor(images, _with_names(tokenizer, {}))
+    processor.chat_template = template
+    return processor
+
+
 def _chameleon(tokenizer: Any, template: str) -> Any:
     images = _pil("Chameleon", size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
     names = {"image_token": "<image>", "boi_token": "<racm3:break>", "eoi_token": "<eoss>"}
     processor = transformers.ChameleonProcessor(images, _with_names(tokenizer, names), image_seq_length=16)
     processor.chat_template = template
     return processor
+
+
+def _emu3(tokenizer: Any, template: str) -> Any:
+    images = transformers.Emu3ImageProcessor(min_pixels=256, max_pixels=256)
+    names = {"image_token": "<image>", "boi_token": "<|image start|>", "eoi_token": "<|image end|>",
+             "image_wrapper_token": "<|image token|>", "eof_token": "<|extra_201|>"}  # fmt: skip
+    return transformers.Emu3Processor(images, _with_names(tokenizer, names), chat_template=template)
 
 
 def _with_names(tokenizer: Any, names: dict[str, str]) -> Any:
@@ -176,7 +190,9 @@ MAKERS: dict[str, Callable[[Any, str], Any]] = {
     "deepseek_vl": _deepseek_vl,
     "janus": _janus,
     "gemma3": _gemma3,
+    "fuyu": _fuyu,
     "chameleon": _chameleon,
+    "emu3": _emu3,
 }
 
 

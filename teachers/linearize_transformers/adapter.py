@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, GenerationConfig
 
 from linearize.data.conversation import Conversation
 from linearize.errors import CheckpointError
@@ -19,7 +19,7 @@ from linearize.protocols import AttentionSite, AttentionWeights, Batch
 from linearize_transformers.batching import Batcher
 from linearize_transformers.config import TransformersTeacherConfig
 from linearize_transformers.facts import attention_weights
-from linearize_transformers.models import auto_class, empty_model
+from linearize_transformers.models import auto_class, empty_model, has_processor
 from linearize_transformers.prompt import Template
 from linearize_transformers.sites import FoundSite, find_sites
 from linearize_transformers.support import caveats
@@ -101,11 +101,8 @@ class TransformersAdapter:
 
     @functools.cached_property
     def _processor(self) -> Any:
-        is_text_model = auto_class(self.config) is AutoModelForCausalLM
-        auto: Any = AutoTokenizer if is_text_model else AutoProcessor
-        processor = self._read(
-            "tokenizer" if is_text_model else "processor", auto.from_pretrained, **self.options.processor
-        )
+        what, auto = ("processor", AutoProcessor) if has_processor(self.config) else ("tokenizer", AutoTokenizer)
+        processor: Any = self._read(what, auto.from_pretrained, **self.options.processor)
         if self.options.chat_template:
             processor.chat_template = self.options.chat_template
         tokenizer = getattr(processor, "tokenizer", processor)

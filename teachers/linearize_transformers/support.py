@@ -98,6 +98,11 @@ CHAMELEON_TOKENS = ("<image>", "<racm3:break>", "<eoss>", *(f"IMGIMG{digit}Z" fo
 EMU3_TOKENS = ("<image>", "<|image start|>", "<|image end|>", "<|image token|>", "<|extra_200|>", "<|extra_201|>",
                *(f"<|visual token {number:06d}|>" for number in range(8)))  # fmt: skip
 FUYU_TOKENS = ("|SPEAKER|", "|NEWLINE|", "<s>", "<0x04>")
+PHI4_VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+               "image_size": 64, "crop_size": 64, "patch_size": 2, "image_token_id": IMAGE}  # fmt: skip
+PHI4_AUDIO = {"hidden_size": 16, "intermediate_size": 16, "num_blocks": 1, "num_attention_heads": 2, "feature_layer": -1,
+              "ext_pw_out_channel": 16, "depthwise_separable_out_channel": 16, "nemo_conv_channels": 16,
+              "audio_token_id": IMAGE + 1}  # fmt: skip
 QWEN_IDS: dict[str, Any] = {"image_token_id": IMAGE, "video_token_id": IMAGE + 1, "vision_start_token_id": IMAGE + 2,
             "vision_end_token_id": IMAGE + 3}  # fmt: skip
 
@@ -170,6 +175,10 @@ VISION_FAMILIES = (
         tokens=("<image_soft_token>", "<start_of_image>", "<end_of_image>"), image_token_index=IMAGE,
         boi_token_index=IMAGE + 1, eoi_token_index=IMAGE + 2, mm_tokens_per_image=4,
         caveat=BOTH_WAYS.format(what="tokens of an image")),
+    Family(model_type="phi4_multimodal", image="<|endoftext10|>", tokens=("<|endoftext10|>", "<|endoftext11|>"),
+           config=TEXT | {"vision_config": PHI4_VISION, "audio_config": PHI4_AUDIO,
+                          "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0,
+                                              "partial_rotary_factor": 0.5}}),
     Family(model_type="fuyu", image="|SPEAKER|", tokens=FUYU_TOKENS, beams_take_images=False,
            caveat="no beam search over images: transformers 5.23 does not repeat its patches for each beam and stops",
            config={"text_config": TEXT | {"model_type": "persimmon", "partial_rotary_factor": 0.5},

@@ -1,7 +1,7 @@
 """Real processor classes of the families with images, around the tests' tokenizer and images of a few pixels.
 
 Video processors need torchvision, which a CPU installation of these tests lacks, and a still image never reaches them:
-``StillsOnly`` stands in for them, and for nothing else.
+``StillsOnly`` stands in for them. Image processors that need it get what they call from ``without_torchvision``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import transformers
 import transformers.models.smolvlm.processing_smolvlm as smolvlm
+import without_torchvision
 from checkpoints import make_tokenizer
 from linearize_transformers.support import Family
 from transformers.models.auto import video_processing_auto
@@ -32,6 +33,8 @@ class StillsOnly(BaseVideoProcessor):
 
 if not is_torchvision_available():
     video_processing_auto.AutoVideoProcessor.from_pretrained = StillsOnly.from_pretrained
+    for package in ("phi4_multimodal",):
+        without_torchvision.bring(package, f"image_processing_{package}", f"processing_{package}")
     transformers.VideoProcessorMixin = transformers.BaseVideoProcessor = BaseVideoProcessor  # since 5.23, and before
 # SmolVLM's processor spells out the number of video frames and does not start without the package that does it.
 smolvlm.num2words = smolvlm.num2words or str
@@ -143,6 +146,14 @@ def _gemma3(tokenizer: Any, template: str) -> Any:
     )
 
 
+def _phi4_multimodal(tokenizer: Any, template: str) -> Any:
+    images = transformers.Phi4MultimodalImageProcessor(size={"height": 64, "width": 64}, patch_size=2, dynamic_hd=1)
+    names = {"image_token": "<|endoftext10|>", "audio_token": "<|endoftext11|>"}
+    return transformers.Phi4MultimodalProcessor(
+        images, transformers.Phi4MultimodalFeatureExtractor(), _with_names(tokenizer, names), chat_template=template
+    )
+
+
 def _fuyu(tokenizer: Any, template: str) -> Any:
     images = _pil("Fuyu", size={"height": 24, "width": 32}, patch_size={"height": 8, "width": 8})
     processor = transformers.FuyuProcessor(images, _with_names(tokenizer, {}))
@@ -190,6 +201,7 @@ MAKERS: dict[str, Callable[[Any, str], Any]] = {
     "deepseek_vl": _deepseek_vl,
     "janus": _janus,
     "gemma3": _gemma3,
+    "phi4_multimodal": _phi4_multimodal,
     "fuyu": _fuyu,
     "chameleon": _chameleon,
     "emu3": _emu3,

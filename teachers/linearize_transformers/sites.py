@@ -33,13 +33,18 @@ OTHER_MIXERS = ("linear_attn", "conv", "short_conv", "mamba", "cross_attn")
 """What stands in a decoder layer in the place of softmax self-attention: linear already, or reading other tokens."""
 
 CACHE_ARGUMENTS = ("past_key_values", "layer_past")
-REQUIRED_ARGUMENTS = frozenset({"hidden_states", "attention_mask", "position_embeddings"})
+REQUIRED_ARGUMENTS = frozenset({"hidden_states", "attention_mask", "position_embeddings", "shared_kv_states"})
+"""What attentions take and linear sites can do without: they leave no keys and values for others (see REFUSALS)."""
+KV_SHARING = (
+    "keys and values that later layers read instead of their own (cross-layer KV sharing): a linear site leaves none "
+    "behind for them"
+)
 
 REFUSALS: tuple[tuple[str, str], ...] = (
     ("kv_b_proj", "multi-head latent attention (MLA): keys and values are expanded from a shared latent, so no "
      "projection of the hidden state gives k and v to seed from; this needs an adapter of its own"),
-    ("is_kv_shared_layer", "keys and values that later layers read instead of their own (cross-layer KV sharing): a "
-     "linear site leaves none behind for them"),
+    ("is_kv_shared_layer", KV_SHARING),
+    ("store_full_length_kv", KV_SHARING),
     ("sinks", "attention sinks: learned logits beside the keys, which no mixer stands in for yet"),
     ("indexer", "a learned choice of keys (sparse attention): its indexer is trained and cached with the attention"),
 )  # fmt: skip

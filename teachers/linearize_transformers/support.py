@@ -29,6 +29,11 @@ PADDED_BEFORE_TOKENIZED = (
     "tokenizer's norms and attention see the padding: the tokens of an image depend on its neighbours in the batch"
 )
 
+VALUES_OF_NORM_ONE = (
+    "the values of a head are divided by their root mean square, which the values of mixers are not: a student begins "
+    "further from its teacher, and distillation has to make up for it"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
@@ -100,9 +105,12 @@ EMU3_TOKENS = ("<image>", "<|image start|>", "<|image end|>", "<|image token|>",
 FUYU_TOKENS = ("|SPEAKER|", "|NEWLINE|", "<s>", "<0x04>")
 PHI4_VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
                "image_size": 64, "crop_size": 64, "patch_size": 2, "image_token_id": IMAGE}  # fmt: skip
-PHI4_AUDIO = {"hidden_size": 16, "intermediate_size": 16, "num_blocks": 1, "num_attention_heads": 2, "feature_layer": -1,
-              "ext_pw_out_channel": 16, "depthwise_separable_out_channel": 16, "nemo_conv_channels": 16,
-              "audio_token_id": IMAGE + 1}  # fmt: skip
+PHI4_AUDIO = {"hidden_size": 16, "intermediate_size": 16, "num_blocks": 1, "num_attention_heads": 2,
+              "feature_layer": -1, "ext_pw_out_channel": 16, "depthwise_separable_out_channel": 16,
+              "nemo_conv_channels": 16, "audio_token_id": IMAGE + 1}  # fmt: skip
+GEMMA4_TEXT: dict[str, Any] = {"global_head_dim": 16, "num_global_key_value_heads": 1, "attention_k_eq_v": True,
+               "tie_word_embeddings": True, **SLIDING}  # fmt: skip
+GEMMA4_TOKENS = ("<|image|>", "<|image>", "<image|>", "<|video|>", "<|audio|>", "<|audio>", "<audio|>")
 QWEN_IDS: dict[str, Any] = {"image_token_id": IMAGE, "video_token_id": IMAGE + 1, "vision_start_token_id": IMAGE + 2,
             "vision_end_token_id": IMAGE + 3}  # fmt: skip
 
@@ -183,6 +191,14 @@ VISION_FAMILIES = (
            caveat="no beam search over images: transformers 5.23 does not repeat its patches for each beam and stops",
            config={"text_config": TEXT | {"model_type": "persimmon", "partial_rotary_factor": 0.5},
                    "patch_size": 8, "image_token_id": IMAGE, "tie_word_embeddings": False}),
+    Family(model_type="gemma4_unified", image="<|image|>", tokens=GEMMA4_TOKENS,
+           caveat=f"in its layers with a window {BOTH_WAYS.format(what='tokens of an image')}; {VALUES_OF_NORM_ONE}",
+           config={"text_config": TEXT | GEMMA4_TEXT, "tie_word_embeddings": True,
+                   "vision_config": {"patch_size": 2, "pooling_kernel_size": 2, "mm_embed_dim": 16,
+                                     "mm_posemb_size": 80, "output_proj_dims": 16},
+                   "audio_config": {"audio_embed_dim": 16}, "image_token_id": IMAGE, "boi_token_id": IMAGE + 1,
+                   "eoi_token_id": IMAGE + 2, "video_token_id": IMAGE + 3, "audio_token_id": IMAGE + 4,
+                   "boa_token_id": IMAGE + 5, "eoa_token_index": IMAGE + 6}),
     Family(model_type="chameleon", image="<image>", tokens=CHAMELEON_TOKENS,
            config=TEXT | {"vq_config": VQ | {"num_embeddings": 8},
                           "vocabulary_map": {token: IMAGE + number for number, token in enumerate(CHAMELEON_TOKENS)}}),

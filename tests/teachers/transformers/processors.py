@@ -33,7 +33,7 @@ class StillsOnly(BaseVideoProcessor):
 
 if not is_torchvision_available():
     video_processing_auto.AutoVideoProcessor.from_pretrained = StillsOnly.from_pretrained
-    for package in ("phi4_multimodal",):
+    for package in ("phi4_multimodal", "gemma4_unified"):
         without_torchvision.bring(package, f"image_processing_{package}", f"processing_{package}")
     transformers.VideoProcessorMixin = transformers.BaseVideoProcessor = BaseVideoProcessor  # since 5.23, and before
 # SmolVLM's processor spells out the number of video frames and does not start without the package that does it.
@@ -161,6 +161,16 @@ def _fuyu(tokenizer: Any, template: str) -> Any:
     return processor
 
 
+def _gemma4_unified(tokenizer: Any, template: str) -> Any:
+    images = transformers.Gemma4UnifiedImageProcessor(patch_size=2, pooling_kernel_size=2, max_soft_tokens=70)
+    names = {"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>", "audio_token": "<|audio|>",
+             "boa_token": "<|audio>", "eoa_token": "<audio|>"}  # fmt: skip
+    sounds = transformers.Gemma4UnifiedAudioFeatureExtractor(feature_size=16, audio_samples_per_token=16)
+    return transformers.Gemma4UnifiedProcessor(
+        sounds, images, _with_names(tokenizer, names), StillsOnly(), chat_template=template
+    )
+
+
 def _chameleon(tokenizer: Any, template: str) -> Any:
     images = _pil("Chameleon", size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
     names = {"image_token": "<image>", "boi_token": "<racm3:break>", "eoi_token": "<eoss>"}
@@ -203,6 +213,7 @@ MAKERS: dict[str, Callable[[Any, str], Any]] = {
     "gemma3": _gemma3,
     "phi4_multimodal": _phi4_multimodal,
     "fuyu": _fuyu,
+    "gemma4_unified": _gemma4_unified,
     "chameleon": _chameleon,
     "emu3": _emu3,
 }

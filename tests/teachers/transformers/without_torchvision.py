@@ -31,12 +31,18 @@ class InterpolationMode(enum.Enum):
 def resize(
     image: Tensor,
     size: Any,
-    interpolation: InterpolationMode = InterpolationMode.BILINEAR,
+    interpolation: InterpolationMode | int = InterpolationMode.BILINEAR,
     max_size: int | None = None,
     antialias: bool = True,
 ) -> Tensor:
-    """[..., C, H, W] to another height and width; in float32, and back to the dtype of the pixels."""
+    """[..., C, H, W] to another height and width; in float32, and back to the dtype of the pixels.
+
+    Args:
+        interpolation: or Pillow's number of it.
+    """
     assert max_size is None
+    if isinstance(interpolation, int):
+        interpolation = InterpolationMode[Image.Resampling(interpolation).name]
     pixels = image.reshape(-1, *image.shape[-3:]).float()
     pixels = F.interpolate(pixels, tuple(size), mode=interpolation.value, antialias=antialias, align_corners=False)
     if not image.is_floating_point():

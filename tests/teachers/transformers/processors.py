@@ -31,8 +31,8 @@ class StillsOnly(BaseVideoProcessor):
         return cls()
 
 
+video_processing_auto.AutoVideoProcessor.from_pretrained = StillsOnly.from_pretrained
 if not is_torchvision_available():
-    video_processing_auto.AutoVideoProcessor.from_pretrained = StillsOnly.from_pretrained
     for package in ("phi4_multimodal", "gemma4_unified"):
         without_torchvision.bring(package, f"image_processing_{package}", f"processing_{package}")
     transformers.VideoProcessorMixin = transformers.BaseVideoProcessor = BaseVideoProcessor  # since 5.23, and before

@@ -22,7 +22,7 @@ from linearize_transformers.facts import attention_weights
 from linearize_transformers.models import auto_class, empty_model, has_processor
 from linearize_transformers.prompt import Template
 from linearize_transformers.sites import FoundSite, find_sites
-from linearize_transformers.support import caveats
+from linearize_transformers.support import PUBLISHED_PROMPTS, caveats
 
 
 class TransformersAdapter:
@@ -107,7 +107,7 @@ class TransformersAdapter:
             processor.chat_template = self.options.chat_template
         tokenizer = getattr(processor, "tokenizer", processor)
         if processor.chat_template is None:
-            processor.chat_template = tokenizer.chat_template
+            processor.chat_template = tokenizer.chat_template or PUBLISHED_PROMPTS.get(self.config.model_type)
         if processor.chat_template is None:
             raise CheckpointError(
                 f"{self.options.checkpoint} has no chat template, so conversations cannot be written as it expects "

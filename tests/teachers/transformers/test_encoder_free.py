@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 from linearize_transformers.adapter import TransformersAdapter
+from linearize_transformers.attention import value_norm_eps
 from linearize_transformers.config import TransformersTeacherConfig
 from linearize_transformers.models import empty_model
 from linearize_transformers.sites import find_sites
-from linearize_transformers.support import PUBLISHED_PROMPTS, VISION_FAMILIES
+from linearize_transformers.support import VISION_FAMILIES
 from PIL import Image
 from transformers import CONFIG_MAPPING
 
 from linearize.data.conversation import Conversation, Turn
+from linearize.errors import CheckpointError
 
 FAMILIES = {family.model_type: family for family in VISION_FAMILIES}
 
@@ -41,9 +43,19 @@ def written(adapter: TransformersAdapter, conversation: Conversation, **options:
     return text
 
 
-def test_fuyu_reads_a_picture_line_by_line_before_the_question(checkpoint: Callable[[str], Path]) -> None:
+def without_template(folder: Path, made: Path) -> Path:
+    """The same checkpoint as the hub has it."""
+    for path in folder.iterdir():
+        if path.name != "chat_template.jinja":
+            (made / path.name).write_bytes(path.read_bytes())
+    return made
+
+
+def test_fuyu_reads_a_picture_line_by_line_before_the_question(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
     """40 x 28 pixels are made 32 x 22 and cut into 4 x 3 patches of 8 x 8, the last line filled up with white."""
-    adapter = make_adapter(checkpoint("fuyu"), chat_template=PUBLISHED_PROMPTS["fuyu"])
+    adapter = make_adapter(without_template(checkpoint("fuyu"), tmp_path))
     line = "|SPEAKER|" * 4 + "|NEWLINE|"
     picture = noise(40, 28, 1)
     prompt = f"{line * 3}<s>how many red?<0x04>"
@@ -73,8 +85,8 @@ def test_fuyu_keeps_the_patches_of_a_row_together(checkpoint: Callable[[str], Pa
                 torch.testing.assert_close(logits_BTV[row, : len(expected_TV)], expected_TV, rtol=1e-3, atol=1e-3)
 
 
-def test_chameleon_writes_no_separator_but_the_templates(checkpoint: Callable[[str], Path]) -> None:
-    adapter = make_adapter(checkpoint("chameleon"), chat_template=PUBLISHED_PROMPTS["chameleon"])
+def test_chameleon_writes_no_separator_but_the_templates(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    adapter = make_adapter(without_template(checkpoint("chameleon"), tmp_path))
     tokenizer = adapter.processor().tokenizer
     tokenizer.sep_token = "<eos>"
     picture = "<racm3:break>" + "<image>" * 16 + "<eoss>"
@@ -89,6 +101,32 @@ def test_layers_of_an_image_tokenizer_inside_the_decoder_are_no_sites() -> None:
     model: Any = empty_model(config)
     assert any("vqmodel" in name and name.endswith("attn_1") for name, _ in model.get_decoder().named_modules())
     assert [found.site.path for found in find_sites(model)] == [f"model.layers.{n}.self_attn" for n in range(2)]
+
+
+@pytest.mark.parametrize(("num_shared", "refused"), [(0, False), (1, True)])
+def test_attention_that_could_share_keys_and_values_is_a_site_where_it_does_not(num_shared: int, refused: bool) -> None:
+    family = FAMILIES["gemma4_unified"]
+    layers = {"num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "full_attention"]}
+    text = family.config["text_config"] | layers | {"num_kv_shared_layers": num_shared}
+    if refused:  # each kind of layer that shares needs one of its kind that does not
+        text["layer_types"] = ["full_attention"] * 3
+    model = empty_model(CONFIG_MAPPING["gemma4_unified"](**family.config | {"text_config": text}))
+    if refused:
+        with pytest.raises(CheckpointError, match=r"layers\.1\.self_attn.*cross-layer KV sharing"):
+            find_sites(model)
+        return
+    found = find_sites(model)
+    assert [(one.form.name, one.shape.key_dim, one.shape.num_key_value_heads) for one in found] == [
+        ("q, k, v, o", 8, 2), ("q, k as v too, o", 16, 1), ("q, k as v too, o", 16, 1),
+    ]  # fmt: skip
+
+
+def test_a_norm_of_values_that_is_not_known_is_not_guessed() -> None:
+    attention = torch.nn.Module()
+    assert value_norm_eps(attention) is None
+    attention.v_norm = torch.nn.LayerNorm(4, elementwise_affine=False)
+    with pytest.raises(ValueError, match=r"v_norm \(LayerNorm\) does something else than x / rms\(x\)"):
+        value_norm_eps(attention)
 
 
 def test_emu3_tokens_of_a_picture_depend_on_larger_neighbours(checkpoint: Callable[[str], Path]) -> None:

@@ -44,7 +44,7 @@ without, greedily, by sampling and with beams; a saved student loads with equal 
 
 In these tests a stand-in takes the place of video processors, which need torchvision; still images never reach them.
 The image processors of `phi4_multimodal` and `gemma4_unified` need it as well; where it is missing, the tests write out
-the three functions that those take from it.
+the functions that those take from it.
 
 ## Prompts for checkpoints without a chat template
 

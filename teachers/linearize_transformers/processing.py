@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import ProcessorMixin
 
-CALL_OPTIONS: dict[str, dict[str, Any]] = {
-    "ChameleonProcessor": {"return_for_text_completion": True},  # or it writes a separator behind the last answer
+CALLED_AS: dict[str, type] = {
+    "ChameleonProcessor": ProcessorMixin,  # its own call writes a separator behind the last answer
 }
-"""What a processor has to be told, by its class, so that it takes the template's text as it is."""
+"""Processor class -> the base whose call takes the template's text as it is, where the class's own adds to it."""
 
 
 def process(
@@ -35,13 +36,13 @@ def process(
         input_names: what the model's forward takes.
         options: the tokenizer's, such as ``add_special_tokens``.
     """
-    own_way = OWN_WAYS.get(type(processor).__name__)
-    if own_way is not None:
-        return own_way(processor, texts, images, input_names, padding_side)
+    name = type(processor).__name__
+    if name in OWN_WAYS:
+        return OWN_WAYS[name](processor, texts, images, input_names, padding_side)
     if any(images):
         options["images"] = [list(row) for row in images]
-    options |= CALL_OPTIONS.get(type(processor).__name__, {})
-    return dict(processor(text=texts, padding=True, padding_side=padding_side, return_tensors="pt", **options))
+    call = CALLED_AS.get(name, type(processor)).__call__
+    return dict(call(processor, text=texts, padding=True, padding_side=padding_side, return_tensors="pt", **options))
 
 
 def process_fuyu(

@@ -34,17 +34,13 @@ OTHER_MIXERS = ("linear_attn", "conv", "short_conv", "mamba", "cross_attn")
 
 CACHE_ARGUMENTS = ("past_key_values", "layer_past")
 REQUIRED_ARGUMENTS = frozenset({"hidden_states", "attention_mask", "position_embeddings", "shared_kv_states"})
-"""What attentions take and linear sites can do without: they leave no keys and values for others (see REFUSALS)."""
-KV_SHARING = (
-    "keys and values that later layers read instead of their own (cross-layer KV sharing): a linear site leaves none "
-    "behind for them"
-)
+"""What attentions take and mixers can do without; keys and values are shared only where a layer is refused for it."""
 
 REFUSALS: tuple[tuple[str, str], ...] = (
     ("kv_b_proj", "multi-head latent attention (MLA): keys and values are expanded from a shared latent, so no "
      "projection of the hidden state gives k and v to seed from; this needs an adapter of its own"),
-    ("is_kv_shared_layer", KV_SHARING),
-    ("store_full_length_kv", KV_SHARING),
+    ("is_kv_shared_layer", "keys and values that later layers read instead of their own (cross-layer KV sharing): a "
+     "linear site leaves none behind for them"),
     ("sinks", "attention sinks: learned logits beside the keys, which no mixer stands in for yet"),
     ("indexer", "a learned choice of keys (sparse attention): its indexer is trained and cached with the attention"),
 )  # fmt: skip

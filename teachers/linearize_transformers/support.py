@@ -190,7 +190,7 @@ VISION_FAMILIES = (
     Family(model_type="fuyu", image="|SPEAKER|", tokens=FUYU_TOKENS, beams_take_images=False,
            caveat="no beam search over images: transformers 5.23 does not repeat its patches for each beam and stops",
            config={"text_config": TEXT | {"model_type": "persimmon", "partial_rotary_factor": 0.5},
-                   "patch_size": 8, "image_token_id": IMAGE, "tie_word_embeddings": False}),
+                   "hidden_size": 32, "patch_size": 8, "image_token_id": IMAGE, "tie_word_embeddings": False}),
     Family(model_type="gemma4_unified", image="<|image|>", tokens=GEMMA4_TOKENS,
            caveat=f"in its layers with a window {BOTH_WAYS.format(what='tokens of an image')}; {VALUES_OF_NORM_ONE}",
            config={"text_config": TEXT | GEMMA4_TEXT, "tie_word_embeddings": True,

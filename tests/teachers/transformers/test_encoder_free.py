@@ -51,6 +51,12 @@ def without_template(folder: Path, made: Path) -> Path:
     return made
 
 
+def pixel_name(adapter: TransformersAdapter) -> str:
+    """Of Fuyu's patches, before transformers 5.23 and since."""
+    (name,) = {"pixel_values", "image_patches"} & adapter.batch([ask(noise(8, 8, 1))]).inputs.keys()
+    return name
+
+
 def test_fuyu_reads_a_picture_line_by_line_before_the_question(
     checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -62,7 +68,7 @@ def test_fuyu_reads_a_picture_line_by_line_before_the_question(
     assert written(adapter, ask(picture), for_generation=True) == prompt
     assert written(adapter, ask(picture)) == f"{prompt}two green<|im_end|>"
     pixels_CHW = adapter.processor().image_processor([[picture]], return_tensors="pt")["images"][0, 0]
-    patches = adapter.batch([ask(picture)]).inputs["pixel_values"]
+    patches = adapter.batch([ask(picture)]).inputs[pixel_name(adapter)]
     for number, patch in enumerate(patches[0]):
         top, left = 8 * (number // 4), 8 * (number % 4)
         assert torch.equal(patch, pixels_CHW[:, top : top + 8, left : left + 8].permute(1, 2, 0).flatten())
@@ -91,8 +97,7 @@ def test_chameleon_writes_no_separator_but_the_templates(checkpoint: Callable[[s
     tokenizer.sep_token = "<eos>"
     picture = "<racm3:break>" + "<image>" * 16 + "<eoss>"
     assert written(adapter, ask(noise(16, 16, 1))) == f"{picture}how many red?<eos>two green<|im_end|>"
-    own = adapter.processor()(text="how many red?")["input_ids"][0]
-    assert tokenizer.decode(own) == written(adapter, ask(), for_generation=True) == "how many red?<eos>"
+    assert written(adapter, ask(), for_generation=True) == "how many red?<eos>"
 
 
 def test_layers_of_an_image_tokenizer_inside_the_decoder_are_no_sites() -> None:
@@ -112,7 +117,7 @@ def test_attention_that_could_share_keys_and_values_is_a_site_where_it_does_not(
         text["layer_types"] = ["full_attention"] * 3
     model = empty_model(CONFIG_MAPPING["gemma4_unified"](**family.config | {"text_config": text}))
     if refused:
-        with pytest.raises(CheckpointError, match=r"layers\.1\.self_attn.*cross-layer KV sharing"):
+        with pytest.raises(CheckpointError, match=r"layers\.2\.self_attn.*cross-layer KV sharing"):
             find_sites(model)
         return
     found = find_sites(model)

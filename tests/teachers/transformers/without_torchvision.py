@@ -1,6 +1,6 @@
 """Processors that transformers has for torchvision alone, run without it.
 
-A CPU installation of these tests lacks torchvision. Of all its functions these processors call three, which are written
+A CPU installation of these tests lacks torchvision. Of all its functions these processors call four, which are written
 out here; everything else, sizes, tiles, patches and text, is transformers' own code.
 """
 
@@ -13,6 +13,7 @@ import types
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
@@ -64,11 +65,17 @@ def pad(image: Tensor, padding: Any, fill: Any = 0, padding_mode: str | None = "
     return F.pad(image, (left, right, top, bottom), mode=padding_mode or "constant", value=values.pop())
 
 
+def pil_to_tensor(image: Image.Image) -> Tensor:
+    """[C, H, W]; transformers before 5.23 calls it."""
+    return torch.from_numpy(np.array(image)).reshape(image.height, image.width, -1).permute(2, 0, 1).contiguous()
+
+
 def bring(package: str, *modules: str) -> None:
     """Makes the classes of ``transformers.models.<package>.<module>`` what the library finds under their names."""
     functional: Any = types.ModuleType("torchvision.transforms.v2.functional")
     functional.InterpolationMode = InterpolationMode
     functional.resize, functional.normalize, functional.pad = resize, normalize, pad
+    functional.pil_to_tensor = pil_to_tensor
     v2: Any = types.ModuleType("torchvision.transforms.v2")
     v2.functional = functional
     stand_ins = {

@@ -19,6 +19,7 @@ from linearize.protocols import AttentionSite, AttentionWeights, Batch
 from linearize_transformers.batching import Batcher
 from linearize_transformers.config import TransformersTeacherConfig
 from linearize_transformers.facts import attention_weights
+from linearize_transformers.lora import merge_adapter
 from linearize_transformers.models import auto_class, empty_model, has_processor
 from linearize_transformers.prompt import Template
 from linearize_transformers.sites import FoundSite, find_sites
@@ -70,6 +71,8 @@ class TransformersAdapter:
             warnings.warn(caveat, stacklevel=2)
         chosen = {} if self.options.attention == "auto" else {"attn_implementation": self.options.attention}
         model = self._read("model", auto_class(self.config).from_pretrained, dtype=dtype, **chosen)
+        for adapter in self.options.adapters:
+            merge_adapter(model, adapter, checkpoint=self._location, revision=self.options.revision)
         generation = model.generation_config
         if generation.pad_token_id is None:
             generation.pad_token_id = self._tokenizer.pad_token_id

@@ -34,7 +34,7 @@ OTHER_MIXERS = ("linear_attn", "conv", "short_conv", "mamba", "cross_attn")
 
 CACHE_ARGUMENTS = ("past_key_values", "layer_past")
 REQUIRED_ARGUMENTS = frozenset({"hidden_states", "attention_mask", "position_embeddings", "shared_kv_states"})
-"""What attentions take and mixers can do without; keys and values are shared only where a layer is refused for it."""
+"""Arguments that a mixer can do without: a layer that would read something from shared_kv_states is refused."""
 
 REFUSALS: tuple[tuple[str, str], ...] = (
     ("kv_b_proj", "multi-head latent attention (MLA): keys and values are expanded from a shared latent, so no "

@@ -184,6 +184,8 @@ VISION_FAMILIES = (
         boi_token_index=IMAGE + 1, eoi_token_index=IMAGE + 2, mm_tokens_per_image=4,
         caveat=BOTH_WAYS.format(what="tokens of an image")),
     Family(model_type="phi4_multimodal", image="<|endoftext10|>", tokens=("<|endoftext10|>", "<|endoftext11|>"),
+           caveat="the published checkpoint keeps LoRA adapters for images and speech beside its weights: name one in "
+           "teacher.adapters, as [\"vision-lora\"], and it is merged into them, for answers without an image, too",
            config=TEXT | {"vision_config": PHI4_VISION, "audio_config": PHI4_AUDIO,
                           "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0,
                                               "partial_rotary_factor": 0.5}}),

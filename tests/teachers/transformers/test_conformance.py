@@ -46,7 +46,7 @@ class TestTextModels(FamilyConformance):
     takes_images = False
 
 
-@pytest.mark.filterwarnings("ignore:.*both directions", "ignore:.*beam search", "ignore:.*its neighbours")
+@pytest.mark.filterwarnings("ignore:.*(both directions|beam search|its neighbours|LoRA adapters)")
 @pytest.mark.parametrize("family", VISION, indirect=True)
 class TestVisionLanguageModels(FamilyConformance):
     pass

@@ -26,7 +26,7 @@ from linearize.student.mixers import build_mixer
 from linearize.student.modeling import load_student, save_student
 from linearize.student.site import SiteCapture
 
-CAVEATS = "both directions|beam search|its neighbours"
+CAVEATS = "both directions|beam search|its neighbours|LoRA adapters"
 LAYOUTS = ("all", "every second")
 DECODING = {
     "greedy": {"do_sample": False},

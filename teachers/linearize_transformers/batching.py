@@ -71,9 +71,7 @@ class Batcher:
             raise DataError("a batch of no conversations was asked for; at least one was due")
         prompts = [self.template.prompt(one, for_generation=for_generation) for one in conversations]
         outputs = self._process(
-            [prompt.text for prompt in prompts],
-            [list(one.images) for one in conversations],
-            padding_side="left" if for_generation else "right",
+            prompts, [list(one.images) for one in conversations], "left" if for_generation else "right"
         )
         ids_BT: Tensor = outputs["input_ids"]
         valid_BT = outputs["attention_mask"].bool()
@@ -90,7 +88,7 @@ class Batcher:
         return Batch(inputs, loss_BT, kind_BT)
 
     def num_tokens(self, conversation: Conversation) -> int:
-        """Tokens of a whole conversation; what the processor adds is counted once for each size of image."""
+        """Tokens of a whole conversation; an image's are counted once for each size that is met."""
         prompt = self.template.prompt(conversation, for_generation=False)
         return len(self.encode(prompt).ids) + self._added(tuple(image.size for image in conversation.images))
 
@@ -104,7 +102,8 @@ class Batcher:
         ]
         return Encoded(list(encoded["input_ids"]), flags)
 
-    def _process(self, texts: list[str], images: list[list[Any]], padding_side: str = "right") -> dict[str, Tensor]:
+    def _process(self, prompts: Sequence[Prompt], images: list[list[Any]], padding_side: str) -> dict[str, Tensor]:
+        texts = [prompt.text for prompt in prompts]
         try:
             return process(
                 self.processor,
@@ -176,18 +175,20 @@ class Batcher:
         """Tokens that are cut out of the text before anything else, so that no neighbour merges with them."""
         return frozenset(self.tokenizer.all_special_ids) | frozenset(self.tokenizer.added_tokens_decoder)
 
-    def _render(self, parts: list[dict[str, str]]) -> str:
+    def _render(self, parts: list[dict[str, str]]) -> Prompt:
         text: str = self.processor.apply_chat_template([{"role": "user", "content": parts}], tokenize=False)
-        return text
+        return Prompt(text, ())
 
     def _encode_parts(self, parts: list[dict[str, str]]) -> list[int]:
-        return self.encode(Prompt(self._render(parts), ())).ids
+        return self.encode(self._render(parts)).ids
 
     def _count_added(self, sizes: tuple[tuple[int, int], ...]) -> int:
-        """How many tokens more than the tokenizer the processor makes: pieces of images, a first token of its own."""
+        """Tokens that the processor adds to its text: for images of these sizes, or a first token without any."""
+        if self.processor is self.tokenizer:
+            return 0
         blank = [Image.new("RGB", size) for size in sizes]
         parts = [*({"type": "image"} for _ in blank), {"type": "text", "text": "x"}]
-        expanded = self._process([self._render(parts)], [blank])["input_ids"].shape[1]
+        expanded = self._process([self._render(parts)], [blank], "right")["input_ids"].shape[1]
         return int(expanded) - len(self._encode_parts(parts))
 
 

@@ -53,8 +53,8 @@ def process_fuyu(
     That one knows a single question: it writes one image before the text, the mark of an answer's beginning behind the
     text, and pads on the left; and up to transformers 5.23 it cannot cut the images of its own Pillow backend.
 
-    Patches come as [rows with images, P, X] where each such row has as many, so that beam search, which repeats entries
-    of the first axis, keeps them together; else as [all patches, X].
+    Patches come as [rows with images, P, X] where each such row has as many, so that what repeats entries of the first
+    axis, as beam search does before transformers 5.23, keeps them together; else as [all patches, X].
     """
     rows: list[dict[str, list[int]]] = []
     patches: list[Tensor] = []

@@ -19,6 +19,10 @@ TEXT: dict[str, Any] = {
 }  # fmt: skip
 SLIDING: dict[str, Any] = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
 
+GEMMA4_TEXT: dict[str, Any] = {"global_head_dim": 16, "num_global_key_value_heads": 1, "attention_k_eq_v": True,
+               "tie_word_embeddings": True, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 8,
+               "vocab_size_per_layer_input": VOCABULARY, **SLIDING}  # fmt: skip
+
 BOTH_WAYS = (
     "its attention reads the {what} in both directions, a linear site only from left to right: the student sees less "
     "at those tokens than the teacher did, and distillation has to make up for it"
@@ -69,6 +73,13 @@ TEXT_FAMILIES = (
     text("olmo2"),
     text("gemma2", query_pre_attn_scalar=8, tie_word_embeddings=True, **SLIDING),
     text("gemma3_text", query_pre_attn_scalar=8, tie_word_embeddings=True, **SLIDING),
+    Family(
+        model_type="gemma4_text",
+        caveat=VALUES_OF_NORM_ONE,
+        config=TEXT
+        | GEMMA4_TEXT
+        | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY, "num_kv_shared_layers": 0},
+    ),
     text("phi3", sliding_window=None),
     text("gpt_neox", rotary_pct=0.5),
     text("cohere", use_qk_norm=True),
@@ -108,9 +119,12 @@ PHI4_VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 
 PHI4_AUDIO = {"hidden_size": 16, "intermediate_size": 16, "num_blocks": 1, "num_attention_heads": 2,
               "feature_layer": -1, "ext_pw_out_channel": 16, "depthwise_separable_out_channel": 16,
               "nemo_conv_channels": 16, "audio_token_id": IMAGE + 1}  # fmt: skip
-GEMMA4_TEXT: dict[str, Any] = {"global_head_dim": 16, "num_global_key_value_heads": 1, "attention_k_eq_v": True,
-               "tie_word_embeddings": True, **SLIDING}  # fmt: skip
 GEMMA4_TOKENS = ("<|image|>", "<|image>", "<image|>", "<|video|>", "<|audio|>", "<|audio>", "<audio|>")
+GEMMA4_IDS: dict[str, Any] = {
+    "image_token_id": IMAGE, "boi_token_id": IMAGE + 1, "eoi_token_id": IMAGE + 2, "video_token_id": IMAGE + 3,
+    "audio_token_id": IMAGE + 4, "boa_token_id": IMAGE + 5, "eoa_token_index": IMAGE + 6, "tie_word_embeddings": True,
+}  # fmt: skip
+GEMMA4_CAVEAT = f"in its layers with a window {BOTH_WAYS.format(what='tokens of an image')}; {VALUES_OF_NORM_ONE}"
 QWEN_IDS: dict[str, Any] = {"image_token_id": IMAGE, "video_token_id": IMAGE + 1, "vision_start_token_id": IMAGE + 2,
             "vision_end_token_id": IMAGE + 3}  # fmt: skip
 
@@ -194,13 +208,17 @@ VISION_FAMILIES = (
            config={"text_config": TEXT | {"model_type": "persimmon", "partial_rotary_factor": 0.5},
                    "hidden_size": 32, "patch_size": 8, "image_token_id": IMAGE, "tie_word_embeddings": False}),
     Family(model_type="gemma4_unified", image="<|image|>", tokens=GEMMA4_TOKENS,
-           caveat=f"in its layers with a window {BOTH_WAYS.format(what='tokens of an image')}; {VALUES_OF_NORM_ONE}",
-           config={"text_config": TEXT | GEMMA4_TEXT, "tie_word_embeddings": True,
+           caveat=GEMMA4_CAVEAT,
+           config={"text_config": TEXT | GEMMA4_TEXT,
                    "vision_config": {"patch_size": 2, "pooling_kernel_size": 2, "mm_embed_dim": 16,
                                      "mm_posemb_size": 80, "output_proj_dims": 16},
-                   "audio_config": {"audio_embed_dim": 16}, "image_token_id": IMAGE, "boi_token_id": IMAGE + 1,
-                   "eoi_token_id": IMAGE + 2, "video_token_id": IMAGE + 3, "audio_token_id": IMAGE + 4,
-                   "boa_token_id": IMAGE + 5, "eoa_token_index": IMAGE + 6}),
+                   "audio_config": {"audio_embed_dim": 16}, **GEMMA4_IDS}),
+    Family(model_type="gemma4", image="<|image|>", tokens=GEMMA4_TOKENS, caveat=GEMMA4_CAVEAT,
+           config={"text_config": TEXT | GEMMA4_TEXT | {"use_bidirectional_attention": "vision"},
+                   "vision_config": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8,
+                                     "num_attention_heads": 2, "num_key_value_heads": 2, "patch_size": 2,
+                                     "pooling_kernel_size": 2, "position_embedding_size": 80},
+                   "audio_config": None, **GEMMA4_IDS}),
     Family(model_type="chameleon", image="<image>", tokens=CHAMELEON_TOKENS,
            config=TEXT | {"vq_config": VQ | {"num_embeddings": 8},
                           "vocabulary_map": {token: IMAGE + number for number, token in enumerate(CHAMELEON_TOKENS)}}),

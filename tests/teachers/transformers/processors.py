@@ -33,7 +33,7 @@ class StillsOnly(BaseVideoProcessor):
 
 video_processing_auto.AutoVideoProcessor.from_pretrained = StillsOnly.from_pretrained
 if not is_torchvision_available():
-    for package in ("phi4_multimodal", "gemma4_unified"):
+    for package in ("gemma4", "gemma4_unified", "phi4_multimodal"):
         without_torchvision.bring(package, f"image_processing_{package}", f"processing_{package}")
     transformers.VideoProcessorMixin = transformers.BaseVideoProcessor = BaseVideoProcessor  # since 5.23, and before
 # SmolVLM's processor spells out the number of video frames and does not start without the package that does it.
@@ -161,13 +161,23 @@ def _fuyu(tokenizer: Any, template: str) -> Any:
     return processor
 
 
+GEMMA4_NAMES = {"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>",
+                "audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>"}  # fmt: skip
+
+
 def _gemma4_unified(tokenizer: Any, template: str) -> Any:
     images = transformers.Gemma4UnifiedImageProcessor(patch_size=2, pooling_kernel_size=2, max_soft_tokens=70)
-    names = {"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>", "audio_token": "<|audio|>",
-             "boa_token": "<|audio>", "eoa_token": "<audio|>"}  # fmt: skip
     sounds = transformers.Gemma4UnifiedAudioFeatureExtractor(feature_size=16, audio_samples_per_token=16)
     return transformers.Gemma4UnifiedProcessor(
-        sounds, images, _with_names(tokenizer, names), StillsOnly(), chat_template=template
+        sounds, images, _with_names(tokenizer, GEMMA4_NAMES), StillsOnly(), chat_template=template
+    )
+
+
+def _gemma4(tokenizer: Any, template: str) -> Any:
+    images = _pil("Gemma4", patch_size=2, pooling_kernel_size=2, max_soft_tokens=70)
+    sounds = transformers.Gemma4AudioFeatureExtractor()
+    return transformers.Gemma4Processor(
+        sounds, images, _with_names(tokenizer, GEMMA4_NAMES), StillsOnly(), chat_template=template
     )
 
 
@@ -214,6 +224,7 @@ MAKERS: dict[str, Callable[[Any, str], Any]] = {
     "phi4_multimodal": _phi4_multimodal,
     "fuyu": _fuyu,
     "gemma4_unified": _gemma4_unified,
+    "gemma4": _gemma4,
     "chameleon": _chameleon,
     "emu3": _emu3,
 }

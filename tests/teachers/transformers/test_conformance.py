@@ -15,6 +15,7 @@ from PIL import Image
 from linearize.protocols import TeacherAdapter
 from linearize.testing import TeacherConformance
 
+pytestmark = pytest.mark.filterwarnings(r"ignore:'\w+'")  # caveats, which begin with a model type
 TEXT = [family.model_type for family in FAMILIES if not family.image]
 VISION = [family.model_type for family in FAMILIES if family.image]
 
@@ -46,7 +47,6 @@ class TestTextModels(FamilyConformance):
     takes_images = False
 
 
-@pytest.mark.filterwarnings("ignore:.*(both directions|beam search|its neighbours|LoRA adapters)")
 @pytest.mark.parametrize("family", VISION, indirect=True)
 class TestVisionLanguageModels(FamilyConformance):
     pass

@@ -97,6 +97,8 @@ class AttentionWeights:
             all heads together (k: M for N). None without a norm.
         q_norm_bias, k_norm_bias: what is added after that; in the same shapes.
         norm: the kind of these norms; norm_eps: what they add to the mean square, or to the variance.
+        v_norm_eps: values are divided by the root of this plus their mean square, each head by itself; None: they are
+            not.
         scale: factor on q·k before the softmax.
         rope_theta: base of the rotary embedding; None without one.
         rope_style: which numbers of a head turn together: "half": i and i + width/2; "interleaved": 2i and 2i + 1.
@@ -118,6 +120,7 @@ class AttentionWeights:
     k_norm_bias: Tensor | None = None
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = 1e-6
+    v_norm_eps: float | None = None
     scale: float
     rope_theta: float | None = None
     rope_style: Literal["half", "interleaved"] = "half"

@@ -25,6 +25,8 @@ def attend(
     groups = site.num_key_value_heads
     k_BMTK = _heads(x_BTD, weights.k, weights.k_bias, groups, weights, weights.k_norm, weights.k_norm_bias)
     v_BMTV = _heads(x_BTD, weights.v, weights.v_bias, groups, weights, None, None)
+    if weights.v_norm_eps is not None:
+        v_BMTV = v_BMTV * (v_BMTV.square().mean(-1, keepdim=True) + weights.v_norm_eps).rsqrt()
     if weights.rope_theta is not None and position is not None:
         q_BNTK, k_BMTK = (_turn(x, *position, weights.rope_style) for x in (q_BNTK, k_BMTK))
     shared = site.num_heads // groups

@@ -13,7 +13,7 @@ large enough that every one of them matters. Letters: B batch, T tokens, D model
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
@@ -86,6 +86,16 @@ class TeacherConformance:
             Conversation((first,), (small,), id="one image"),
             Conversation((second, first), (wide, small), id="two images"),
         ]
+
+    def load_processor(self, processor: Any, folder: Path) -> Any:
+        """The processor that was saved in ``folder``, as whoever takes a student loads it."""
+        return type(processor).from_pretrained(folder)
+
+    def call_processor(self, processor: Any, prompt: str, images: list[Image.Image]) -> Mapping[str, Any]:
+        """What the processor makes of one prompt, by the call that the adapter makes."""
+        options = {"images": [images]} if images else {}
+        outputs: Mapping[str, Any] = processor(text=[prompt], return_tensors="pt", **options)
+        return outputs
 
     def _turns(self) -> tuple[Turn, Turn]:
         first, second = (Turn(*pair) for pair in zip(self.questions, self.answers, strict=True))
@@ -256,17 +266,17 @@ class TeacherConformance:
         """It is saved beside a student: the same prompts, the same tokens, the same pixels."""
         processor = adapter.processor()
         processor.save_pretrained(tmp_path)
-        again = type(processor).from_pretrained(tmp_path)
+        again = self.load_processor(processor, tmp_path)
         parts: Any = self.questions[0]
-        options: dict[str, Any] = {}
+        images: list[Image.Image] = []
         if self.takes_images:
             parts = [{"type": "image"}, {"type": "text", "text": parts}]
-            options["images"] = [[_picture(40, 28, 1)]]
+            images = [_picture(40, 28, 1)]
         message = [{"role": "user", "content": parts}]
         prompts = [one.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
                    for one in (processor, again)]  # fmt: skip
         assert prompts[0] == prompts[1]
-        first, second = (one(text=prompts[:1], return_tensors="pt", **options) for one in (processor, again))
+        first, second = (self.call_processor(one, prompts[0], images) for one in (processor, again))
         assert set(first) == set(second)
         for name in first:
             assert torch.equal(torch.as_tensor(first[name]), torch.as_tensor(second[name])), name

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, GenerationConfig
 
 from linearize.data.conversation import Conversation
 from linearize.errors import CheckpointError
@@ -20,10 +20,11 @@ from linearize.protocols import AttentionSite, AttentionWeights, Batch
 from linearize_transformers.batching import Batcher
 from linearize_transformers.config import TransformersTeacherConfig
 from linearize_transformers.facts import attention_weights, with_facts
-from linearize_transformers.models import auto_class, empty_model
+from linearize_transformers.lora import merge_adapter
+from linearize_transformers.models import auto_class, empty_model, has_processor
 from linearize_transformers.prompt import Template
 from linearize_transformers.sites import FoundSite, find_sites
-from linearize_transformers.support import caveats
+from linearize_transformers.support import PUBLISHED_PROMPTS, caveats
 
 
 class TransformersAdapter:
@@ -75,6 +76,8 @@ class TransformersAdapter:
             warnings.warn(caveat, stacklevel=2)
         chosen = {} if self.options.attention == "auto" else {"attn_implementation": self.options.attention}
         model = self._read("model", auto_class(self.config).from_pretrained, dtype=dtype, **chosen)
+        for adapter in self.options.adapters:
+            merge_adapter(model, adapter, checkpoint=self._location, revision=self.options.revision)
         generation = model.generation_config
         if generation.pad_token_id is None:
             generation.pad_token_id = self._tokenizer.pad_token_id
@@ -106,16 +109,13 @@ class TransformersAdapter:
 
     @functools.cached_property
     def _processor(self) -> Any:
-        is_text_model = auto_class(self.config) is AutoModelForCausalLM
-        auto: Any = AutoTokenizer if is_text_model else AutoProcessor
-        processor = self._read(
-            "tokenizer" if is_text_model else "processor", auto.from_pretrained, **self.options.processor
-        )
+        what, auto = ("processor", AutoProcessor) if has_processor(self.config) else ("tokenizer", AutoTokenizer)
+        processor: Any = self._read(what, auto.from_pretrained, **self.options.processor)
         if self.options.chat_template:
             processor.chat_template = self.options.chat_template
         tokenizer = getattr(processor, "tokenizer", processor)
         if processor.chat_template is None:
-            processor.chat_template = tokenizer.chat_template
+            processor.chat_template = tokenizer.chat_template or PUBLISHED_PROMPTS.get(self.config.model_type)
         if processor.chat_template is None:
             raise CheckpointError(
                 f"{self.options.checkpoint} has no chat template, so conversations cannot be written as it expects "

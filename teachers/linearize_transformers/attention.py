@@ -66,6 +66,7 @@ FORMS = (
     Form(name="q, k, v, o", projections=SEPARATE, output="o_proj"),
     Form(name="q, k, v, out", projections=SEPARATE, output="out_proj"),
     Form(name="q, k, v, dense", projections=SEPARATE, output="dense"),
+    Form(name="q, k as v too, o", projections=("q_proj", "k_proj", "k_proj"), output="o_proj"),
     Form(name="fused qkv in blocks", projections=("qkv_proj",), output="o_proj", split=split_blocks),
     Form(name="fused qkv per head", projections=("query_key_value",), output="dense", split=split_per_head),
 )
@@ -189,6 +190,22 @@ def read_norm(norm: nn.Module, shape: tuple[int, ...]) -> NormFacts:
         bias=bias.to(reference.dtype) if bool(bias.abs().max() > 0) else None,
         eps=eps,
     )
+
+
+@torch.no_grad()
+def value_norm_eps(attention: Any) -> float | None:
+    """What a norm of values without a weight adds to their mean square; None where values have no norm.
+
+    Raises:
+        ValueError: it is another norm than x / rms(x).
+    """
+    norm = getattr(attention, "v_norm", None)
+    if norm is None:
+        return None
+    x = torch.tensor([[3.0, -1.0, 2.0, 4.0]])
+    if not torch.allclose(norm(x), x * x.square().mean().rsqrt(), atol=1e-3):
+        raise ValueError(f"v_norm ({type(norm).__name__}) does something else than x / rms(x)")
+    return float(norm.eps)
 
 
 def has_rope(attention: Any) -> bool:

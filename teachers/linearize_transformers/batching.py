@@ -22,6 +22,7 @@ from torch import Tensor
 from linearize.data.conversation import Conversation
 from linearize.errors import CheckpointError, DataError
 from linearize.protocols import TOKEN_IMAGE, TOKEN_PAD, TOKEN_TEXT, Batch
+from linearize_transformers.processing import process
 from linearize_transformers.prompt import Prompt, Template
 
 
@@ -58,7 +59,7 @@ class Batcher:
                 f"the checkpoint's tokenizer is a {type(self.tokenizer).__name__}, which does not tell where its "
                 "tokens are in the text; one of the tokenizers library (with a tokenizer.json) is needed"
             )
-        self._added_by_images = functools.lru_cache(maxsize=65536)(self._count_added_by_images)
+        self._added = functools.lru_cache(maxsize=65536)(self._count_added)
 
     def batch(self, conversations: Sequence[Conversation], *, for_generation: bool) -> Batch:
         """Whole conversations right-padded, or for generation left-padded prompts up to the last question.
@@ -70,9 +71,7 @@ class Batcher:
             raise DataError("a batch of no conversations was asked for; at least one was due")
         prompts = [self.template.prompt(one, for_generation=for_generation) for one in conversations]
         outputs = self._process(
-            [prompt.text for prompt in prompts],
-            [list(one.images) for one in conversations],
-            padding_side="left" if for_generation else "right",
+            prompts, [list(one.images) for one in conversations], "left" if for_generation else "right"
         )
         ids_BT: Tensor = outputs["input_ids"]
         valid_BT = outputs["attention_mask"].bool()
@@ -91,8 +90,7 @@ class Batcher:
     def num_tokens(self, conversation: Conversation) -> int:
         """Tokens of a whole conversation; an image's are counted once for each size that is met."""
         prompt = self.template.prompt(conversation, for_generation=False)
-        sizes = tuple(image.size for image in conversation.images)
-        return len(self.encode(prompt).ids) + (self._added_by_images(sizes) if sizes else 0)
+        return len(self.encode(prompt).ids) + self._added(tuple(image.size for image in conversation.images))
 
     def encode(self, prompt: Prompt) -> Encoded:
         """The prompt's tokens, image placeholders unexpanded."""
@@ -104,12 +102,16 @@ class Batcher:
         ]
         return Encoded(list(encoded["input_ids"]), flags)
 
-    def _process(self, texts: list[str], images: list[list[Any]], **options: Any) -> dict[str, Tensor]:
-        if any(images):
-            options["images"] = images
+    def _process(self, prompts: Sequence[Prompt], images: list[list[Any]], padding_side: str) -> dict[str, Tensor]:
+        texts = [prompt.text for prompt in prompts]
         try:
-            outputs = self.processor(
-                text=texts, padding=True, return_tensors="pt", **self._special(texts[0]), **options
+            return process(
+                self.processor,
+                texts,
+                images,
+                input_names=self.input_names,
+                padding_side=padding_side,
+                **self._special(texts[0]),
             )
         except (ImportError, MemoryError):
             raise
@@ -118,7 +120,6 @@ class Batcher:
                 f"the checkpoint's {type(self.processor).__name__} cannot take a batch that begins with "
                 f"{texts[0][:80]!r}: {type(error).__name__}: {error}"
             ) from error
-        return dict(outputs)
 
     def _special(self, text: str) -> dict[str, bool]:
         """A template that writes the first token itself must not get it a second time."""
@@ -174,17 +175,20 @@ class Batcher:
         """Tokens that are cut out of the text before anything else, so that no neighbour merges with them."""
         return frozenset(self.tokenizer.all_special_ids) | frozenset(self.tokenizer.added_tokens_decoder)
 
-    def _render(self, parts: list[dict[str, str]]) -> str:
+    def _render(self, parts: list[dict[str, str]]) -> Prompt:
         text: str = self.processor.apply_chat_template([{"role": "user", "content": parts}], tokenize=False)
-        return text
+        return Prompt(text, ())
 
     def _encode_parts(self, parts: list[dict[str, str]]) -> list[int]:
-        return self.encode(Prompt(self._render(parts), ())).ids
+        return self.encode(self._render(parts)).ids
 
-    def _count_added_by_images(self, sizes: tuple[tuple[int, int], ...]) -> int:
+    def _count_added(self, sizes: tuple[tuple[int, int], ...]) -> int:
+        """Tokens that the processor adds to its text: for images of these sizes, or a first token without any."""
+        if self.processor is self.tokenizer:
+            return 0
         blank = [Image.new("RGB", size) for size in sizes]
         parts = [*({"type": "image"} for _ in blank), {"type": "text", "text": "x"}]
-        expanded = self._process([self._render(parts)], [blank])["input_ids"].shape[1]
+        expanded = self._process([self._render(parts)], [blank], "right")["input_ids"].shape[1]
         return int(expanded) - len(self._encode_parts(parts))
 
 

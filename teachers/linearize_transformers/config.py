@@ -23,6 +23,11 @@ class TransformersTeacherConfig(Config):
         pattern="^(auto|sdpa|eager|flash_attention_2)$",
         description="what computes softmax attention: auto (as transformers chooses), sdpa, eager or flash_attention_2",
     )
+    adapters: tuple[str, ...] = Field(
+        default=(),
+        description="LoRA adapters to merge into the weights, in order: folders, or folders inside the checkpoint such "
+        'as "vision-lora" of Phi-4 multimodal',
+    )
     chat_template: str = Field(
         default="",
         description="Jinja text, or the path of a file that holds it; empty: the checkpoint's own",

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from linearize.protocols import AttentionSite, AttentionWeights, SiteNorm
-from linearize_transformers.attention import find_norms, has_rope, read_norm, rotary_style, separate
+from linearize_transformers.attention import find_norms, has_rope, read_norm, rotary_style, separate, value_norm_eps
 from linearize_transformers.sites import FoundSite
 
 
@@ -39,6 +39,7 @@ def attention_weights(attention: Any, found: FoundSite, config: Any) -> Attentio
         k_norm_bias=None if k_norm is None else k_norm.bias,
         norm="rms" if q_norm is None else q_norm.kind,
         norm_eps=1e-6 if q_norm is None else q_norm.eps,
+        v_norm_eps=value_norm_eps(attention),
         scale=float(getattr(attention, "scaling", found.shape.key_dim**-0.5)),
         rope_theta=_rope_theta(attention, found, config),
         rope_style=rotary_style(attention),

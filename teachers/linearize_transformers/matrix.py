@@ -10,7 +10,7 @@ from linearize_transformers.attention import find_norms, has_rope
 from linearize_transformers.facts import window
 from linearize_transformers.models import empty_model
 from linearize_transformers.sites import REFUSALS, FoundSite, find_sites
-from linearize_transformers.support import FAMILIES, UNTESTED, Family
+from linearize_transformers.support import FAMILIES, PUBLISHED_PROMPTS, UNTESTED, Family
 
 PAGE = """# Teachers of the transformers library
 
@@ -43,6 +43,15 @@ without, greedily, by sampling and with beams; a saved student loads with equal 
 {caveats}
 
 In these tests a stand-in takes the place of video processors, which need torchvision; still images never reach them.
+The image processors of `phi4_multimodal` and `gemma4_unified` need it as well; where it is missing, the tests write out
+the functions that those take from it.
+
+## Prompts for checkpoints without a chat template
+
+Some of these families have checkpoints that bring none. Then these are taken, which write a question as the family's
+processor does; `teacher.chat_template`, Jinja text or a file that holds it, sets another one.
+
+{prompts}
 
 ## Not tested
 
@@ -70,8 +79,9 @@ def support_page() -> str:
     return PAGE.format(
         rows="\n".join(_row(family, noted) for family in FAMILIES),
         caveats="\n".join(f"{number}. {family.caveat}." for number, family in enumerate(noted, start=1)),
+        prompts="\n\n".join(f"`{name}`\n\n```jinja\n{text}\n```" for name, text in PUBLISHED_PROMPTS.items()),
         untested="\n".join(f"- `{name}`: {why}." for name, why in UNTESTED.items()),
-        refusals="\n".join(f"- {why};" for _, why in REFUSALS),
+        refusals="\n".join(f"- {why};" for why in dict.fromkeys(why for _, why in REFUSALS)),
     )
 
 
@@ -85,7 +95,7 @@ def _row(family: Family, noted: list[Family]) -> str:
     cells = (
         f"`{family.model_type}`",
         "yes" if family.image else "",
-        f"{type(modules[0]).__name__}: {found[0].form.name}",
+        f"{type(modules[0]).__name__}: {'; or '.join(dict.fromkeys(one.form.name for one in found))}",
         f"`{_common_path(found)}`",
         "q, k" if find_norms(modules[0])[0] is not None else "",
         _windows(windows),

@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from linearize.errors import CheckpointError
 
@@ -49,6 +50,15 @@ def auto_class(config: Any) -> Any:
         f"transformers has no vision-language model and no causal LLM of type '{config.model_type}'; take a checkpoint "
         "of one of those, or write a teacher plug-in for it"
     )
+
+
+def has_processor(config: Any) -> bool:
+    """Whether a checkpoint of this configuration has a processor and not a tokenizer alone.
+
+    Some causal LLMs by class take images too, such as Phi-4 multimodal.
+    """
+    model_type = config.model_type
+    return model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or model_type in PROCESSOR_MAPPING_NAMES
 
 
 def empty_model(config: Any) -> nn.Module:

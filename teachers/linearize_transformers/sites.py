@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from linearize.errors import CheckpointError
 from linearize.protocols import AttentionSite
@@ -32,7 +33,8 @@ OTHER_MIXERS = ("linear_attn", "conv", "short_conv", "mamba", "cross_attn")
 """What stands in a decoder layer in the place of softmax self-attention: linear already, or reading other tokens."""
 
 CACHE_ARGUMENTS = ("past_key_values", "layer_past")
-REQUIRED_ARGUMENTS = frozenset({"hidden_states", "attention_mask", "position_embeddings"})
+REQUIRED_ARGUMENTS = frozenset({"hidden_states", "attention_mask", "position_embeddings", "shared_kv_states"})
+"""Arguments that a mixer can do without: a layer that would read something from shared_kv_states is refused."""
 
 REFUSALS: tuple[tuple[str, str], ...] = (
     ("kv_b_proj", "multi-head latent attention (MLA): keys and values are expanded from a shared latent, so no "
@@ -98,6 +100,9 @@ def _decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
         for name, module in decoder.named_modules()
         if isinstance(module, nn.ModuleList) and any(_is_decoder_layer(child) for child in module)
     ]
+    # Some decoders hold an image tokenizer or encoders: models of their own, whose layers are not the decoder's.
+    nested = tuple(f"{name}." for name, one in decoder.named_modules() if name and isinstance(one, PreTrainedModel))
+    lists = [one for one in lists if not one[0].startswith(nested)] or lists
     who = f"the decoder of {type(model).__name__} ({root or 'the model itself'}, a {type(decoder).__name__})"
     if not lists:
         raise CheckpointError(

@@ -19,9 +19,23 @@ TEXT: dict[str, Any] = {
 }  # fmt: skip
 SLIDING: dict[str, Any] = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
 
+GEMMA4_TEXT: dict[str, Any] = {"global_head_dim": 16, "num_global_key_value_heads": 1, "attention_k_eq_v": True,
+               "tie_word_embeddings": True, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 8,
+               "vocab_size_per_layer_input": VOCABULARY, **SLIDING}  # fmt: skip
+
 BOTH_WAYS = (
     "its attention reads the {what} in both directions, a linear site only from left to right: the student sees less "
     "at those tokens than the teacher did, and distillation has to make up for it"
+)
+
+PADDED_BEFORE_TOKENIZED = (
+    "images of one batch that differ in size are padded to the largest before they are tokenized, and its image "
+    "tokenizer's norms and attention see the padding: the tokens of an image depend on its neighbours in the batch"
+)
+
+VALUES_OF_NORM_ONE = (
+    "the values of a head are divided by their root mean square, which the values of mixers are not: a student begins "
+    "further from its teacher, and distillation has to make up for it"
 )
 
 
@@ -33,13 +47,15 @@ class Family:
         config: changes to the defaults of its configuration that make it tiny.
         image: what the tests' chat template writes for an image; "" for a text model.
         tokens: its special tokens, whose ids begin at IMAGE.
-        caveat: what a linear site cannot do that its attention does.
+        beams_take_images: whether transformers itself decodes with beams when there are images.
+        caveat: what a linear site cannot do that its attention does, or what the family does that few would expect.
     """
 
     model_type: str
     config: dict[str, Any] = field(hash=False)
     image: str = ""
     tokens: tuple[str, ...] = ()
+    beams_take_images: bool = True
     caveat: str = ""
 
 
@@ -57,6 +73,13 @@ TEXT_FAMILIES = (
     text("olmo2"),
     text("gemma2", query_pre_attn_scalar=8, tie_word_embeddings=True, **SLIDING),
     text("gemma3_text", query_pre_attn_scalar=8, tie_word_embeddings=True, **SLIDING),
+    Family(
+        model_type="gemma4_text",
+        caveat=VALUES_OF_NORM_ONE,
+        config=TEXT
+        | GEMMA4_TEXT
+        | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY, "num_kv_shared_layers": 0},
+    ),
     text("phi3", sliding_window=None),
     text("gpt_neox", rotary_pct=0.5),
     text("cohere", use_qk_norm=True),
@@ -85,6 +108,23 @@ TILES = ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_uttera
          *(f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)))  # fmt: skip
 QWEN_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+VQ: dict[str, Any] = {"embed_dim": 4, "latent_channels": 4, "base_channels": 32, "channel_multiplier": [1, 1, 1],
+      "num_res_blocks": 1}  # fmt: skip
+CHAMELEON_TOKENS = ("<image>", "<racm3:break>", "<eoss>", *(f"IMGIMG{digit}Z" for digit in "ABCDEFGH"))
+EMU3_TOKENS = ("<image>", "<|image start|>", "<|image end|>", "<|image token|>", "<|extra_200|>", "<|extra_201|>",
+               *(f"<|visual token {number:06d}|>" for number in range(8)))  # fmt: skip
+FUYU_TOKENS = ("|SPEAKER|", "|NEWLINE|", "<s>", "<0x04>")
+PHI4_VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+               "image_size": 64, "crop_size": 64, "patch_size": 2, "image_token_id": IMAGE}  # fmt: skip
+PHI4_AUDIO = {"hidden_size": 16, "intermediate_size": 16, "num_blocks": 1, "num_attention_heads": 2,
+              "feature_layer": -1, "ext_pw_out_channel": 16, "depthwise_separable_out_channel": 16,
+              "nemo_conv_channels": 16, "audio_token_id": IMAGE + 1}  # fmt: skip
+GEMMA4_TOKENS = ("<|image|>", "<|image>", "<image|>", "<|video|>", "<|audio|>", "<|audio>", "<audio|>")
+GEMMA4_IDS: dict[str, Any] = {
+    "image_token_id": IMAGE, "boi_token_id": IMAGE + 1, "eoi_token_id": IMAGE + 2, "video_token_id": IMAGE + 3,
+    "audio_token_id": IMAGE + 4, "boa_token_id": IMAGE + 5, "eoa_token_index": IMAGE + 6, "tie_word_embeddings": True,
+}  # fmt: skip
+GEMMA4_CAVEAT = f"in its layers with a window {BOTH_WAYS.format(what='tokens of an image')}; {VALUES_OF_NORM_ONE}"
 QWEN_IDS: dict[str, Any] = {"image_token_id": IMAGE, "video_token_id": IMAGE + 1, "vision_start_token_id": IMAGE + 2,
             "vision_end_token_id": IMAGE + 3}  # fmt: skip
 
@@ -157,16 +197,59 @@ VISION_FAMILIES = (
         tokens=("<image_soft_token>", "<start_of_image>", "<end_of_image>"), image_token_index=IMAGE,
         boi_token_index=IMAGE + 1, eoi_token_index=IMAGE + 2, mm_tokens_per_image=4,
         caveat=BOTH_WAYS.format(what="tokens of an image")),
+    Family(model_type="phi4_multimodal", image="<|endoftext10|>", tokens=("<|endoftext10|>", "<|endoftext11|>"),
+           caveat="the published checkpoint keeps LoRA adapters for images and speech beside its weights: name one in "
+           "teacher.adapters, as [\"vision-lora\"], and it is merged into them, for answers without an image, too",
+           config=TEXT | {"vision_config": PHI4_VISION, "audio_config": PHI4_AUDIO,
+                          "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0,
+                                              "partial_rotary_factor": 0.5}}),
+    Family(model_type="fuyu", image="|SPEAKER|", tokens=FUYU_TOKENS, beams_take_images=False,
+           caveat="no beam search over images: transformers 5.23 does not repeat its patches for each beam and stops",
+           config={"text_config": TEXT | {"model_type": "persimmon", "partial_rotary_factor": 0.5},
+                   "hidden_size": 32, "patch_size": 8, "image_token_id": IMAGE, "tie_word_embeddings": False}),
+    Family(model_type="gemma4_unified", image="<|image|>", tokens=GEMMA4_TOKENS,
+           caveat=GEMMA4_CAVEAT,
+           config={"text_config": TEXT | GEMMA4_TEXT,
+                   "vision_config": {"patch_size": 2, "pooling_kernel_size": 2, "mm_embed_dim": 16,
+                                     "mm_posemb_size": 80, "output_proj_dims": 16},
+                   "audio_config": {"audio_embed_dim": 16}, **GEMMA4_IDS}),
+    Family(model_type="gemma4", image="<|image|>", tokens=GEMMA4_TOKENS, caveat=GEMMA4_CAVEAT,
+           config={"text_config": TEXT | GEMMA4_TEXT | {"use_bidirectional_attention": "vision"},
+                   "vision_config": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8,
+                                     "num_attention_heads": 2, "num_key_value_heads": 2, "patch_size": 2,
+                                     "pooling_kernel_size": 2, "position_embedding_size": 80},
+                   "audio_config": None, **GEMMA4_IDS}),
+    Family(model_type="chameleon", image="<image>", tokens=CHAMELEON_TOKENS,
+           config=TEXT | {"vq_config": VQ | {"num_embeddings": 8},
+                          "vocabulary_map": {token: IMAGE + number for number, token in enumerate(CHAMELEON_TOKENS)}}),
+    Family(model_type="emu3", image="<image>", tokens=EMU3_TOKENS, caveat=PADDED_BEFORE_TOKENIZED,
+           config={"text_config": TEXT, "tie_word_embeddings": False,
+                   "vq_config": VQ | {"codebook_size": 8, "channel_multiplier": [1, 1, 1, 1], "hidden_size": 32,
+                                      "temporal_downsample_factor": 2},
+                   "vocabulary_map": {token: IMAGE + number for number, token in enumerate(EMU3_TOKENS)}}),
 )  # fmt: skip
 FAMILIES = (*TEXT_FAMILIES, *VISION_FAMILIES)
+
+PUBLISHED_PROMPTS = {
+    "fuyu": (
+        "{% for m in messages %}{% for p in m['content'] if p['type'] == 'image' %}|SPEAKER|{% endfor %}"
+        "{% if loop.first %}<s>{% endif %}{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] }}{% endfor %}"
+        "{% if m['role'] == 'user' %}<0x04>{% else %}{{ eos_token }}{% endif %}{% endfor %}"
+    ),
+    "chameleon": (
+        "{% for m in messages %}{% for p in m['content'] %}"
+        "{% if p['type'] == 'image' %}<image>{% else %}{{ p['text'] }}{% endif %}{% endfor %}"
+        "{% if m['role'] == 'user' %}{{ sep_token }}{% else %}{{ eos_token }}{% endif %}{% endfor %}"
+    ),
+}
+"""Model types whose checkpoints bring no chat template -> one that writes a question as their processor does."""
 
 UNTESTED = {
     "paligemma": "refused: its attention reads the whole prompt in both directions, and its processor knows a prefix "
     "and a suffix, not conversations",
     "mistral3, cohere2_vision, lfm2_vl": "their processors need torchvision, which the tests do without; their modules "
     "are understood",
-    "fuyu, chameleon, emu3, mllama": "not tried with images yet: their processors make other inputs, or write more "
-    "than their chat template says",
+    "mllama": "not tried with images yet: its processor makes other inputs",
 }
 """Model types that somebody may look for -> why they are not in the table."""
 

@@ -1,7 +1,7 @@
 """Real processor classes of the families with images, around the tests' tokenizer and images of a few pixels.
 
 Video processors need torchvision, which a CPU installation of these tests lacks, and a still image never reaches them:
-``StillsOnly`` stands in for them, and for nothing else.
+``StillsOnly`` stands in for them. Image processors that need it get what they call from ``without_torchvision``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import transformers
 import transformers.models.smolvlm.processing_smolvlm as smolvlm
+import without_torchvision
 from checkpoints import make_tokenizer
 from linearize_transformers.support import Family
 from transformers.models.auto import video_processing_auto
@@ -30,8 +31,10 @@ class StillsOnly(BaseVideoProcessor):
         return cls()
 
 
+video_processing_auto.AutoVideoProcessor.from_pretrained = StillsOnly.from_pretrained
 if not is_torchvision_available():
-    video_processing_auto.AutoVideoProcessor.from_pretrained = StillsOnly.from_pretrained
+    for package in ("gemma4", "gemma4_unified", "phi4_multimodal"):
+        without_torchvision.bring(package, f"image_processing_{package}", f"processing_{package}")
     transformers.VideoProcessorMixin = transformers.BaseVideoProcessor = BaseVideoProcessor  # since 5.23, and before
 # SmolVLM's processor spells out the number of video frames and does not start without the package that does it.
 smolvlm.num2words = smolvlm.num2words or str
@@ -143,6 +146,56 @@ def _gemma3(tokenizer: Any, template: str) -> Any:
     )
 
 
+def _phi4_multimodal(tokenizer: Any, template: str) -> Any:
+    images = transformers.Phi4MultimodalImageProcessor(size={"height": 64, "width": 64}, patch_size=2, dynamic_hd=1)
+    names = {"image_token": "<|endoftext10|>", "audio_token": "<|endoftext11|>"}
+    return transformers.Phi4MultimodalProcessor(
+        images, transformers.Phi4MultimodalFeatureExtractor(), _with_names(tokenizer, names), chat_template=template
+    )
+
+
+def _fuyu(tokenizer: Any, template: str) -> Any:
+    images = _pil("Fuyu", size={"height": 24, "width": 32}, patch_size={"height": 8, "width": 8})
+    processor = transformers.FuyuProcessor(images, _with_names(tokenizer, {}))
+    processor.chat_template = template
+    return processor
+
+
+GEMMA4_NAMES = {"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>",
+                "audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>"}  # fmt: skip
+
+
+def _gemma4_unified(tokenizer: Any, template: str) -> Any:
+    images = transformers.Gemma4UnifiedImageProcessor(patch_size=2, pooling_kernel_size=2, max_soft_tokens=70)
+    sounds = transformers.Gemma4UnifiedAudioFeatureExtractor(feature_size=16, audio_samples_per_token=16)
+    return transformers.Gemma4UnifiedProcessor(
+        sounds, images, _with_names(tokenizer, GEMMA4_NAMES), StillsOnly(), chat_template=template
+    )
+
+
+def _gemma4(tokenizer: Any, template: str) -> Any:
+    images = _pil("Gemma4", patch_size=2, pooling_kernel_size=2, max_soft_tokens=70)
+    sounds = transformers.Gemma4AudioFeatureExtractor()
+    return transformers.Gemma4Processor(
+        sounds, images, _with_names(tokenizer, GEMMA4_NAMES), StillsOnly(), chat_template=template
+    )
+
+
+def _chameleon(tokenizer: Any, template: str) -> Any:
+    images = _pil("Chameleon", size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    names = {"image_token": "<image>", "boi_token": "<racm3:break>", "eoi_token": "<eoss>"}
+    processor = transformers.ChameleonProcessor(images, _with_names(tokenizer, names), image_seq_length=16)
+    processor.chat_template = template
+    return processor
+
+
+def _emu3(tokenizer: Any, template: str) -> Any:
+    images = transformers.Emu3ImageProcessor(min_pixels=256, max_pixels=256)
+    names = {"image_token": "<image>", "boi_token": "<|image start|>", "eoi_token": "<|image end|>",
+             "image_wrapper_token": "<|image token|>", "eof_token": "<|extra_201|>"}  # fmt: skip
+    return transformers.Emu3Processor(images, _with_names(tokenizer, names), chat_template=template)
+
+
 def _with_names(tokenizer: Any, names: dict[str, str]) -> Any:
     """A copy of the tokenizer that knows its special tokens by name, as those of the hub do."""
     return transformers.PreTrainedTokenizerFast(
@@ -168,6 +221,12 @@ MAKERS: dict[str, Callable[[Any, str], Any]] = {
     "deepseek_vl": _deepseek_vl,
     "janus": _janus,
     "gemma3": _gemma3,
+    "phi4_multimodal": _phi4_multimodal,
+    "fuyu": _fuyu,
+    "gemma4_unified": _gemma4_unified,
+    "gemma4": _gemma4,
+    "chameleon": _chameleon,
+    "emu3": _emu3,
 }
 
 

@@ -33,6 +33,26 @@ THINKING = (
     "</think>\n\n{% endif %}{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# After Qwen2.5-VL: a system message of its own accord. After LLaVA-OneVision: a message's images before its words, and
+# its words on a line of their own. After InternVL: each image on a line of its own.
+SYSTEM_FIRST = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nanswer the question<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for p in m['content'] %}"
+    "{% if p['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ p['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+IMAGES_FIRST = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] + ' ' }}"
+    "{% for p in m['content'] | selectattr('type', 'equalto', 'image') %}<image>{% endfor %}"
+    "{% for p in m['content'] | selectattr('type', 'equalto', 'text') %}{% if m['role'] == 'assistant' %}"
+    "{% generation %}{{ '\n' + p['text'] }}{% endgeneration %}{% else %}{{ '\n' + p['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+IMAGE_LINES = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for p in m['content'] %}"
+    "{{ '<IMG_CONTEXT>\n' if p['type'] == 'image' else p['text'] }}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 SHOUTING = "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}"
 DOUBLED = "{% for m in messages %}{{ m['content'] }}{{ m['content'] }}{% endfor %}"
 
@@ -79,6 +99,31 @@ def test_answers_between_images_are_found(checkpoint: Callable[[str], Path], nam
     assert answers(adapter, Conversation(turns, pictures)).replace("<|im_end|>", "").replace(" ", "") == (
         "two green one one".replace(" ", "")
     )
+
+
+@pytest.mark.filterwarnings("ignore:__array__")
+@pytest.mark.parametrize(
+    ("name", "template"),
+    [("qwen2_5_vl", SYSTEM_FIRST), ("llava_onevision", IMAGES_FIRST), ("internvl", IMAGE_LINES)],
+    ids=["qwen2_5_vl", "llava_onevision", "internvl"],
+)
+def test_answers_are_found_in_the_styles_of_the_most_used_families(
+    checkpoint: Callable[[str], Path], name: str, template: str
+) -> None:
+    """With images before, between and behind the words, alone and beside a row without any."""
+    adapter = make_adapter(checkpoint(name), chat_template=template)
+    turns = (Turn("<image>\nhow many red?", "two green"), Turn("and here? <image>", "one"), Turn("which?", "blue"))
+    pictured = Conversation(turns, (picture(40, 28), picture(16, 48)), id="pictured")
+    assert answers(adapter, pictured) == "two green<|im_end|>one<|im_end|>blue<|im_end|>"
+    together = adapter.batch([WORDS, pictured])
+    for row, conversation in enumerate((WORDS, pictured)):
+        alone, length = adapter.batch([conversation]), adapter.num_tokens(conversation)
+        assert together.inputs["input_ids"][row, :length].tolist() == alone.inputs["input_ids"][0].tolist()
+        assert together.loss_mask_BT[row, :length].tolist() == alone.loss_mask_BT[0].tolist()
+        assert int(together.inputs["attention_mask"][row].sum()) == length
+        prompt = adapter.batch([conversation], for_generation=True).inputs["input_ids"][0].tolist()
+        tokenizer = adapter.processor().tokenizer
+        assert tokenizer.decode(prompt).endswith("<|im_start|>assistant\n")
 
 
 def test_answers_are_found_where_images_bring_line_breaks_that_merge(checkpoint: Callable[[str], Path]) -> None:

@@ -73,7 +73,7 @@ def make_student(adapter: TransformersAdapter, layout: str) -> Student:
 @pytest.fixture(scope="module", params=LAYOUTS)
 def student(request: pytest.FixtureRequest, adapter: TransformersAdapter) -> Student:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*both directions")
+        warnings.filterwarnings("ignore", r"'\w+': ")  # caveats, which begin with a model type
         return make_student(adapter, request.param)
 
 
@@ -122,7 +122,9 @@ def test_left_padded_batches_decode_with_a_cache_as_without(
     # The image tokens of a model mean an image, which a decoding step does not bring; nor is an answer cut short here.
     forbidden = range(TURN_END + 1 + len(family.tokens))
     words: set[int] = set()
-    for options in DECODING.values():
+    for name, options in DECODING.items():
+        if name == "beams" and not family.beams_take_images:
+            batch = adapter.batch([one for one in student.conversations if not one.images], for_generation=True)
         cached = generate(student.model, batch.inputs, forbidden, **options)
         whole = generate(student.model, batch.inputs, forbidden, use_cache=False, **options)
         assert torch.equal(cached, whole), options

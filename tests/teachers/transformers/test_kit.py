@@ -71,6 +71,11 @@ class OtherRope(Sound):
         return dataclasses.replace(super().weights(model, site), rope_theta=500.0)
 
 
+class NormalisesValues(Sound):
+    def weights(self, model: Any, site: AttentionSite) -> AttentionWeights:
+        return dataclasses.replace(super().weights(model, site), v_norm_eps=1e-6)
+
+
 class SwapsQueryHeads(Sound):
     def weights(self, model: Any, site: AttentionSite) -> AttentionWeights:
         weights = super().weights(model, site)
@@ -183,6 +188,7 @@ BROKEN: list[tuple[type[Sound], tuple[str, ...]]] = [
     (LooksIntoItsAttention, (WRAPPED, SAVED)),
     (SaysAnotherScale, (WEIGHTS,)),
     (OtherRope, (WEIGHTS,)),
+    (NormalisesValues, (WEIGHTS,)),
     (SwapsQueryHeads, (WEIGHTS,)),
     (TeacherMindsMixers, ("test_conversion_leaves_the_teacher_route_as_it_was",)),
     (CannotBeFrozen, ("test_frozen_means_frozen",)),

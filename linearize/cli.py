@@ -203,6 +203,20 @@ def new_mixer(
         typer.echo(f"{folder}: pip install -e '{folder}[test]' && pytest {folder}")
 
 
+@new_app.command("teacher")
+def new_teacher(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="lower_snake_case, such as my_model.")],
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where its folder goes.")] = Path("."),
+) -> None:
+    """Write the package of a new teacher: adapter, small model, recipe, and tests on the conformance kit that pass."""
+    with _user_errors():
+        quieten_libraries()
+        from linearize import scaffold
+
+        folder = scaffold.new_teacher(name, to)
+        typer.echo(f"{folder}: pip install -e '{folder}[test]' && pytest {folder}")
+
+
 def _plugin_as_json(record: PluginRecord) -> dict[str, Any]:
     components = [
         {"kind": spec.kind, "name": spec.name, "summary": spec.summary, "source": spec.source} for spec in record.specs

@@ -81,6 +81,7 @@ def pairs_apart(rows: Tensor) -> Tensor:
 
 GROUPS = "its 2 of q, its k, its v, for one key-value head after the other"
 BLOCKS = "all of q, then all of k, then all of v"
+TAKEN = f"taken as {GROUPS} (weights(site) takes them as {BLOCKS})"
 APART = replace(
     RIGHT, q=pairs_apart(RIGHT.q), k=pairs_apart(RIGHT.k), q_bias=pairs_apart(RIGHT.q_bias),
     k_bias=pairs_apart(RIGHT.k_bias), rope_style="half",
@@ -88,7 +89,7 @@ APART = replace(
 MISTAKES: dict[str, tuple[AttentionWeights, str]] = {
     "fused rows in blocks": (
         replace(RIGHT, **read(in_blocks)),
-        f"It would be right if the rows of the fused matrix were taken as {GROUPS} (weights(site) takes them as {BLOCKS})",
+        f"It would be right if the rows of the fused matrix were {TAKEN}.",
     ),
     "k and v exchanged in a group": (
         replace(RIGHT, **read(value_before_key)),
@@ -113,7 +114,7 @@ MISTAKES: dict[str, tuple[AttentionWeights, str]] = {
     ),
     "three at once": (
         replace(RIGHT, **read(in_blocks), scale=1.0, rope_style="half"),
-        f"as {GROUPS} (weights(site) takes them as {BLOCKS}), and with scale = 1 / site.key_dim (weights(site) says 1), "
+        f"{TAKEN}, and with scale = 1 / site.key_dim (weights(site) says 1), "
         'and with a rope_theta and rope_style = "interleaved"',
     ),
     "biases forgotten": (

@@ -21,9 +21,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_a_new_teacher_and_a_new_mixer_are_installed_as_distributions_and_run_together(author: Any) -> None:
+    new_teacher("plain", author.folder)
+    new_mixer("slow_memory", author.folder)
     author.types("""
-        linearize new teacher plain
-        linearize new mixer slow_memory
         pip install ./linearize_plain ./linearize_slow_memory
         mv linearize_plain/recipe.toml .
         rm -r linearize_plain linearize_slow_memory

@@ -112,6 +112,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Say everything that is wrong with a recipe, without loading a weight."""
     with _user_errors():
         quieten_libraries()
+        _hide_weight_bars()
         from linearize import api
 
         checked = api.check(recipe, overrides or ())
@@ -125,6 +126,7 @@ def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Show what a recipe would do: sites, parameters trained per stage, tokens, memory. Loads no weight."""
     with _user_errors():
         quieten_libraries()
+        _hide_weight_bars()
         from linearize import api
 
         checked = api.check(recipe, overrides or ()).with_tokens()

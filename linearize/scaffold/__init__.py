@@ -11,33 +11,28 @@ from string import Template
 from linearize.errors import PluginError
 from linearize.plugins import Plugins
 
-COMMON_FILES: Mapping[str, str | None] = {
+COMMON_FILES: Mapping[str, str] = {
     "pyproject.toml": "pyproject.toml.txt",
-    "README.md": "README.md.txt",
-    "linearize_$name/__init__.py": "init.py.txt",
-    "linearize_$name/py.typed": None,
-    "linearize_$name/config.py": "config.py.txt",
+    "README.md": "$kind/README.md.txt",
+    "linearize_$name/__init__.py": "$kind/init.py.txt",
+    "linearize_$name/py.typed": "py.typed.txt",
+    "linearize_$name/config.py": "$kind/config.py.txt",
+    "tests/test_$name.py": "$kind/test_$kind.py.txt",
 }
-"""Path in the new package -> template in the folder of its kind beside this module; None: an empty file. ``$name`` is
-filled in in both."""
+"""Path in the new package -> template beside this module; ``$name`` and ``$kind`` are filled in in paths and texts."""
 
-KINDS: Mapping[str, Mapping[str, str | None]] = {
-    "mixer": {
-        **COMMON_FILES,
-        "linearize_$name/mixer.py": "mixer.py.txt",
-        "tests/test_$name.py": "test_mixer.py.txt",
-    },
-    "teacher": {
-        **COMMON_FILES,
-        "recipe.toml": "recipe.toml.txt",
-        "linearize_$name/model.py": "model.py.txt",
-        "linearize_$name/attention.py": "attention.py.txt",
-        "linearize_$name/processing.py": "processing.py.txt",
-        "linearize_$name/tiny.py": "tiny.py.txt",
-        "linearize_$name/adapter.py": "adapter.py.txt",
-        "tests/test_$name.py": "test_teacher.py.txt",
-    },
+OWN_FILES: Mapping[str, tuple[str, ...]] = {
+    "mixer": ("linearize_$name/mixer.py",),
+    "teacher": (
+        "recipe.toml",
+        "linearize_$name/model.py",
+        "linearize_$name/attention.py",
+        "linearize_$name/processing.py",
+        "linearize_$name/tiny.py",
+        "linearize_$name/adapter.py",
+    ),
 }
+"""Kind -> what its packages have beside that; templates in the kind's folder."""
 
 
 def new_mixer(name: str, parent: Path) -> Path:
@@ -102,14 +97,18 @@ def _refuse_name(kind: str, name: str) -> None:
 
 def _files(kind: str, name: str) -> dict[str, str]:
     fill = {
+        "kind": kind,
         "name": name,
         "title": "".join(part.capitalize() for part in name.split("_")),
         "dashed": name.strip("_").replace("_", "-"),
     }
-    templates = files("linearize.scaffold") / kind
+
+    def filled(text: str) -> str:
+        return Template(text).substitute(fill)
+
+    sources = {**COMMON_FILES, **{path: f"$kind/{path.rpartition('/')[2]}.txt" for path in OWN_FILES[kind]}}
+    templates = files("linearize.scaffold")
     return {
-        Template(path).substitute(fill): ""
-        if template is None
-        else Template((templates / template).read_text(encoding="utf-8")).substitute(fill)
-        for path, template in KINDS[kind].items()
+        filled(path): filled((templates / filled(source)).read_text(encoding="utf-8"))
+        for path, source in sources.items()
     }

@@ -16,14 +16,13 @@ from linearize.testing.attention import first_angles
 from linearize.testing.watching import SiteCall
 
 
-@torch.no_grad()
 def assert_near(
     found: Tensor, expected: Tensor, tolerance: float, what: str, hint: Callable[[], str] = lambda: ""
 ) -> None:
     """Fails with ``what``, which goes on "off by", both numbers and, computed only then, the hint."""
     __tracebackhide__ = True
-    largest = float(expected.double().abs().max())
-    distance = float((found.double() - expected.double()).abs().max())
+    found, expected = found.detach().double(), expected.detach().double()
+    largest, distance = float(expected.abs().max()), float((found - expected).abs().max())
     if not distance <= tolerance * max(largest, 1e-6):
         raise AssertionError(f"{what} off by {distance:.2e}, largest value {largest:.2e}. {hint()}".rstrip())
 

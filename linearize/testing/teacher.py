@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from transformers import GenerationConfig
+from transformers.utils.logging import disable_progress_bar
 
 from linearize.data.conversation import IMAGE_MARK, Conversation, Turn
 from linearize.distill.objectives import LogitKl
@@ -97,7 +98,8 @@ class TeacherConformance:
 
     @pytest.fixture
     def adapter(self) -> TeacherAdapter:
-        """The adapter that the checks get."""
+        """The adapter that the checks get; bars over weight files would stand between their messages."""
+        disable_progress_bar()
         return self.make_adapter()
 
     # The checks.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import linearize.testing
 from linearize.scaffold import teacher_files
 from linearize.testing import TeacherConformance
 
@@ -57,3 +60,21 @@ def test_every_check_of_the_kit_is_listed_in_its_order() -> None:
     listed = re.findall(r"^\| ([\w ]+) \| (?!what |---)", PAGE.partition("## The checks")[2], re.MULTILINE)
     checks = [name for name in vars(TeacherConformance) if name.startswith("test_")]
     assert [f"test_{words.lower().replace(' ', '_')}" for words in listed] == checks
+
+
+def test_every_message_on_the_page_is_one_of_the_kit() -> None:
+    table = PAGE.partition("| a message with these words |")[2].partition("\n\n")[0]
+    listed = re.findall(r"^\| ([^|]+) \|", table.partition("\n")[2].partition("\n")[2], re.MULTILINE)
+    assert len(listed) > 10
+    texts = list(messages())
+    assert [words for words in listed if not any(words in text for text in texts)] == []
+
+
+def messages() -> Iterator[str]:
+    """Every string in the kit's code, as one reads it."""
+    for path in Path(linearize.testing.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+            elif isinstance(node, ast.Constant):
+                yield str(node.value)

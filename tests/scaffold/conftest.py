@@ -12,16 +12,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = {"pip": "pip", "pytest": "pytest -p no:cacheprovider", "linearize": "linearize"}
-"""Command -> the module that it runs; as an installation would put them into the environment."""
-OFFLINE = {
-    "PIP_NO_INDEX": "1",
-    "PIP_NO_DEPS": "1",
-    "PIP_NO_BUILD_ISOLATION": "0",  # pip reads this one the other way round: 0 turns isolation off
-    "PIP_DISABLE_PIP_VERSION_CHECK": "1",
-    "PIP_NO_COMPILE": "1",
+COMMANDS = {
+    # What is needed is there already; nothing is fetched.
+    "pip": '-m pip "$@" --no-index --no-deps --no-build-isolation --no-compile --disable-pip-version-check',
+    "pytest": '-m pytest -p no:cacheprovider "$@"',
+    "linearize": '-m linearize "$@"',
 }
-"""What is needed is there already; nothing is fetched."""
+"""What an installation would put into the environment -> what Python is called with."""
 
 
 class Author:
@@ -41,7 +38,6 @@ class Author:
             cwd=self.folder,
             env={
                 **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-                **OFFLINE,
                 "PATH": f"{self.environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
                 "OMP_NUM_THREADS": "1",
                 "COLUMNS": "160",
@@ -57,6 +53,7 @@ class Author:
 def author(tmp_path: Path) -> Author:
     """An author in an empty folder, in a new environment with linearize in it."""
     pytest.importorskip("hatchling", reason="hatchling builds the package")
+    pytest.importorskip("pip", reason="pip installs the package")
     environment, folder = tmp_path / "environment", tmp_path / "work"
     venv.create(environment, symlinks=True)
     folder.mkdir()
@@ -64,8 +61,8 @@ def author(tmp_path: Path) -> Author:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     packages = environment / "lib" / version / "site-packages"
     (packages / "linearize_is_there.pth").write_text("".join(f"{path}\n" for path in there), encoding="utf-8")
-    for command, module in COMMANDS.items():
+    for command, arguments in COMMANDS.items():
         script = environment / "bin" / command
-        script.write_text(f'#!/bin/sh\nexec "{environment}/bin/python" -m {module} "$@"\n', encoding="utf-8")
+        script.write_text(f'#!/bin/sh\nexec "{environment}/bin/python" {arguments}\n', encoding="utf-8")
         script.chmod(0o755)
     return Author(environment, folder)

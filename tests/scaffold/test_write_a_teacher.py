@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 import linearize.testing
 from linearize.scaffold import teacher_files
 from linearize.testing import TeacherConformance
 
-PAGE = (Path(__file__).parents[2] / "docs" / "write_a_teacher.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "write_a_teacher.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"(?:^`([\w/.]+)`\n\n)?^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 """(path of a file or "", language, content), in the order of the page."""
 
@@ -30,6 +35,20 @@ def test_the_page_leads_from_nothing_to_a_student(author: Any) -> None:
             (author.folder / path).write_text(content, encoding="utf-8")
     assert (author.folder / "runs" / "duet" / "student" / "model.safetensors").is_file()
     assert (author.folder / "runs" / "duet" / "report" / "index.html").is_file()
+
+
+def test_the_code_of_the_page_is_formatted_and_lint_free(tmp_path: Path) -> None:
+    ruff = Path(sys.executable).with_name("ruff")
+    if not ruff.exists():
+        pytest.skip("ruff is not installed")
+    for path, _, content in BLOCKS:
+        if path:
+            (tmp_path / Path(path).name).write_text(content, encoding="utf-8")
+    # I001: how imports are sorted depends on where a package lies.
+    for command in (["check", "--ignore", "I001"], ["format", "--check"]):
+        call = [ruff, *command, "--no-cache", "--config", str(ROOT / "pyproject.toml"), str(tmp_path)]
+        done = subprocess.run(call, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
 
 
 def shows(printed: str, excerpt: str) -> bool:

@@ -115,6 +115,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Say everything that is wrong with a recipe, without loading a weight."""
     with _user_errors():
         quieten_libraries()
+        _hide_weight_bars()
         from linearize import api
 
         checked = api.check(recipe, overrides or ())
@@ -128,6 +129,7 @@ def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Show what a recipe would do: sites, parameters trained per stage, tokens, memory. Loads no weight."""
     with _user_errors():
         quieten_libraries()
+        _hide_weight_bars()
         from linearize import api
 
         checked = api.check(recipe, overrides or ()).with_tokens()
@@ -203,6 +205,20 @@ def new_mixer(
         from linearize import scaffold
 
         folder = scaffold.new_mixer(name, to)
+        typer.echo(f"{folder}: pip install -e '{folder}[test]' && pytest {folder}")
+
+
+@new_app.command("teacher")
+def new_teacher(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="lower_snake_case, such as my_model.")],
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where its folder goes.")] = Path("."),
+) -> None:
+    """Write the package of a new teacher: adapter, small model, recipe, and tests on the conformance kit that pass."""
+    with _user_errors():
+        quieten_libraries()
+        from linearize import scaffold
+
+        folder = scaffold.new_teacher(name, to)
         typer.echo(f"{folder}: pip install -e '{folder}[test]' && pytest {folder}")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 pytest.register_assert_rewrite(
-    "linearize.testing.mixers", "linearize.testing.seeders", "linearize.testing.numbers", "linearize.testing.teacher"
+    *(f"linearize.testing.{name}" for name in ("mixers", "seeders", "numbers", "site_checks", "teacher"))
 )
 
 from linearize.testing.mixers import MixerConformance  # noqa: E402

@@ -14,6 +14,7 @@ large enough that every one of them matters. Letters: B batch, T tokens, D model
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
@@ -23,17 +24,21 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from transformers import GenerationConfig
+from transformers.utils.logging import disable_progress_bar
 
 from linearize.data.conversation import IMAGE_MARK, Conversation, Turn
 from linearize.distill.objectives import LogitKl
 from linearize.distill.options import LogitKlConfig
 from linearize.plugins import Plugins
-from linearize.protocols import TOKEN_IMAGE, TOKEN_PAD, AttentionSite, AttentionWeights, Batch, TeacherAdapter
+from linearize.protocols import TOKEN_IMAGE, TOKEN_PAD, AttentionSite, Batch, TeacherAdapter
 from linearize.specs import MixerSpec
 from linearize.student.convert import convert, linearized_sites, set_linear, teacher_route
 from linearize.student.mixers import build_mixer
 from linearize.student.modeling import load_student, save_student, student_state
-from linearize.testing.attention import attend, first_angles
+from linearize.testing.attention import attend
+from linearize.testing.diagnosis import Case, explain
+from linearize.testing.site_checks import assert_near, check_call, check_facts, check_rope, check_shapes, check_theta
 from linearize.testing.watching import attention_calls, record_sites
 
 READERS = (
@@ -103,7 +108,8 @@ class TeacherConformance:
 
     @pytest.fixture
     def adapter(self) -> TeacherAdapter:
-        """The adapter that the checks get."""
+        """The adapter that the checks get; bars over weight files would stand between their messages."""
+        disable_progress_bar()
         return self.make_adapter()
 
     # The checks.
@@ -112,17 +118,36 @@ class TeacherConformance:
         """Indices from 0, no place twice, and the sizes that the modules have."""
         sites, model = adapter.sites(), _load(adapter)
         assert sites, "a teacher without sites cannot be converted"
-        assert [site.index for site in sites] == list(range(len(sites)))
-        for values in ([site.path for site in sites], [site.cache_index for site in sites]):
-            assert len(set(values)) == len(sites), values
+        numbers = [site.index for site in sites]
+        assert numbers == list(range(len(sites))), f"sites are numbered 0, 1, ... through all towers; got {numbers}"
+        for name, values in (
+            ("path", [site.path for site in sites]),
+            ("cache_index", [site.cache_index for site in sites]),
+        ):
+            assert len(set(values)) == len(sites), f"each site has a {name} of its own; got {values}"
+        modules = dict(model.named_modules())
         for site in sites:
-            projection = model.get_submodule(f"{site.path}.{site.output_projection}")
-            assert isinstance(projection, nn.Linear)
-            assert (projection.out_features, projection.in_features) == (
-                site.hidden_size,
-                site.num_heads * site.value_dim,
+            where = f"site {site.index} ({site.path})"
+            assert site.path in modules, (
+                f"{where}: the model has no such module; in its layers there are "
+                f"{', '.join(name for name in modules if name.endswith('.0')) or 'no lists of modules'} and what is "
+                "in them"
             )
-            assert site.num_heads % site.num_key_value_heads == 0
+            projection = modules.get(f"{site.path}.{site.output_projection}")
+            assert isinstance(projection, nn.Linear), (
+                f"{where}: output_projection is '{site.output_projection}', which is a {type(projection).__name__}; "
+                "the attention has to keep an nn.Linear there. Its modules: "
+                f"{', '.join(name for name, _ in modules[site.path].named_children())}"
+            )
+            found = (projection.out_features, projection.in_features)
+            due = (site.hidden_size, site.num_heads * site.value_dim)
+            assert found == due, (
+                f"{where}: '{site.output_projection}' goes from {found[1]} numbers to {found[0]}; by the site's "
+                f"num_heads * value_dim and hidden_size it would go from {due[1]} to {due[0]}"
+            )
+            assert site.num_heads % site.num_key_value_heads == 0, (
+                f"{where}: {site.num_heads} query heads cannot share {site.num_key_value_heads} key-value heads evenly"
+            )
 
     def test_sites_are_known_without_reading_a_weight(self, adapter: TeacherAdapter) -> None:
         """A recipe is checked on machines that could never hold the model."""
@@ -135,7 +160,7 @@ class TeacherConformance:
             for refusal in refusals:
                 refusal.stop()
         _load(adapter)
-        assert list(adapter.sites()) == sites
+        assert list(adapter.sites()) == sites, "sites() gives other sites after load() than before"
 
     def test_sites_are_all_attentions_of_the_decoder_in_the_order_they_run(self, adapter: TeacherAdapter) -> None:
         """Counted where softmax attention is computed, whichever module does it."""
@@ -147,9 +172,23 @@ class TeacherConformance:
             model(**batch.inputs, use_cache=False)
         paths = [site.path for site in adapter.sites()]
         seen = [next((path for path in paths if _inside(call, path)), "") for call in calls]
-        assert [path for path in seen if path] == paths, "each site computes attention once, in the order of the sites"
+        ran = [path for path in seen if path]
         missed = [call for call, path in zip(calls, seen, strict=True) if not path and _inside(call, root)]
-        assert not missed, f"attention is computed in the decoder, but at no site: {missed}"
+        assert ran == paths, (
+            f"each site computes softmax attention once, in the order of the sites; by sites() that is {paths}, the "
+            f"model computed it at {ran}, and in the decoder at no site in {missed or 'no module'}"
+        )
+        assert not missed, (
+            f"attention is computed in the decoder, but at no site: {missed}; sites() has to list these too"
+        )
+
+    def test_an_attention_is_called_and_answers_as_a_site_does(self, adapter: TeacherAdapter) -> None:
+        """Its input first or as hidden_states, all else by name; a tuple back; one call of its output projection."""
+        model, sites = _load(adapter), adapter.sites()
+        batch = adapter.batch(self.text_conversations())
+        for use_cache in (False, True):
+            for index, call in record_sites(model, sites, batch, use_cache=use_cache).items():
+                check_call(call, sites[index], caches=use_cache)
 
     def test_a_site_can_be_wrapped_without_a_change_of_one_bit(self, adapter: TeacherAdapter) -> None:
         """Nothing but its output may be wanted of an attention module."""
@@ -157,7 +196,10 @@ class TeacherConformance:
         batch = self._full_batch(adapter)
         before = _logits(model, batch)
         convert(model, adapter.sites(), {})
-        assert torch.equal(_logits(model, batch), before)
+        assert torch.equal(_logits(model, batch), before), (
+            "with each attention inside a wrapper that calls it, the logits are others. The wrapper passes on the "
+            "input and all keywords, so something reads the module itself, such as an attribute of layer.attention"
+        )
 
     def test_the_weights_of_a_site_reproduce_its_output(self, adapter: TeacherAdapter) -> None:
         """Projections, biases, norms, scale, rotary embedding, window and soft cap, by attention written out.
@@ -168,24 +210,34 @@ class TeacherConformance:
         batch = adapter.batch(self.text_conversations()[1:])
         calls = record_sites(model, adapter.sites(), batch)
         for site in adapter.sites():
-            weights = adapter.weights(model, site)
-            _check_shapes(weights, site)
-            _check_facts(weights, site)
-            x_BTD, position, before_BTX, after_BTD = calls[site.index]
-            expected_BTX = attend(weights, site, x_BTD, position)
-            _assert_near(before_BTX, expected_BTX, self.tolerance, f"site {site.index} before its output projection")
+            weights, call = adapter.weights(model, site), calls[site.index]
+            where = f"site {site.index} ({site.path})"
+            check_call(call, site, caches=False)
+            check_shapes(weights, site)
+            check_rope(weights, site, call.position)
+            # A site without rotary embedding may get something else by that name.
+            position = call.position if isinstance(call.position, tuple) else None
+            expected_BTX = attend(weights, site, call.x_BTD, position)
+            before_BTX = call.projected[0]
+            attention = model.get_submodule(site.path)
+            assert_near(
+                before_BTX,
+                expected_BTX,
+                self.tolerance,
+                f"{where}: weights(site) does not describe the module's attention; before the output projection it is",
+                hint=partial(explain, Case(weights, site, attention, call.x_BTD, position, before_BTX, self.tolerance)),
+            )
             o_bias = None if weights.o_bias is None else weights.o_bias.double()
-            _assert_near(
-                after_BTD,
+            assert_near(
+                call.output[0],
                 F.linear(expected_BTX, weights.o.double(), o_bias),
                 self.tolerance,
-                f"site {site.index} after its output projection",
+                f"{where}: o and o_bias are not weight and bias of '{site.output_projection}', or the module does "
+                "something behind it; before it all is right, after it it is",
             )
+            check_facts(weights, site)
             if self.plain_rope and weights.rope_theta is not None:
-                assert position is not None, f"site {site.index} has rope_theta, but its decoder passes no angles"
-                angles = first_angles(position, weights.rope_style)
-                expected = torch.full_like(angles, weights.rope_theta ** (-2 / position[0].shape[-1]))
-                torch.testing.assert_close(angles, expected, rtol=1e-3, atol=1e-5, msg=f"rope_theta of {site.path}")
+                check_theta(weights, site, call.position)
 
     def test_conversion_leaves_the_teacher_route_as_it_was(self, adapter: TeacherAdapter) -> None:
         """With a mixer in every site, whichever of them run, the model still is the teacher, bit for bit."""
@@ -196,7 +248,10 @@ class TeacherConformance:
         for every in (1, 2):
             set_linear(model, [site.index for site in adapter.sites()[::every]])
             with teacher_route(model):
-                assert torch.equal(_logits(model, batch), before)
+                assert torch.equal(_logits(model, batch), before), (
+                    "with mixers beside its attentions, the teacher's logits are others: something in the model "
+                    "reads the modules or parameters that conversion adds"
+                )
         assert not torch.equal(_logits(model, batch), before), "the student route runs no mixer"
 
     def test_frozen_means_frozen(self, adapter: TeacherAdapter) -> None:
@@ -205,23 +260,60 @@ class TeacherConformance:
         self._convert(model, adapter.sites())
         mixers = {f"{slot.site.path}.mixer." for slot in linearized_sites(model)}
         trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-        assert all(any(name.startswith(mixer) for mixer in mixers) for name in trainable), sorted(trainable)[:5]
+        strangers = sorted(name for name in trainable if not any(name.startswith(mixer) for mixer in mixers))
+        assert not strangers, f"after conversion these can be trained, though they belong to no mixer: {strangers[:5]}"
         batch = self._full_batch(adapter)
         objective = LogitKl(LogitKlConfig())
         sites = range(len(adapter.sites()))
         objective.backward(model, batch, sites, objective.weight(batch))
         gradients = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-        assert gradients == trainable
+        assert gradients == trainable, (
+            f"a step of logit_kl left mixers without a gradient: {sorted(trainable - gradients)[:5]}; or gave one to "
+            f"what is frozen: {sorted(gradients - trainable)[:5]}. Look for torch.no_grad or detach in the model's "
+            "forward"
+        )
+
+    def test_a_student_writes_with_a_cache_what_it_writes_without(self, adapter: TeacherAdapter) -> None:
+        """Every second site linear, left-padded prompts with and without images, greedily."""
+        model = _load(adapter)
+        self._convert(model, adapter.sites(), every=2)
+        batch = adapter.batch(self._all_conversations(), for_generation=True)
+        tokenizer = getattr(adapter.processor(), "tokenizer", adapter.processor())
+        # An image's tokens mean an image, which a decoding step does not bring.
+        images = batch.inputs["input_ids"][batch.token_kind_BT == TOKEN_IMAGE].unique().tolist()
+        options = {
+            "max_new_tokens": 4,
+            "do_sample": False,
+            "eos_token_id": None,
+            "pad_token_id": tokenizer.pad_token_id,
+            "suppress_tokens": sorted({*images, *tokenizer.all_special_ids}),
+        }
+        cached, whole = (
+            model.generate(**batch.inputs, generation_config=GenerationConfig(**options, use_cache=use_cache))
+            for use_cache in (True, False)
+        )
+        assert torch.equal(cached, whole), (
+            "generate() writes other tokens with a cache than without. In the model, look at positions and masks of "
+            "a call that follows another (left padding counts in the mask, not in the positions); in sites(), at "
+            "cache_index, the slot that the attention itself uses, and at cache_argument"
+        )
 
     def test_the_teacher_loads_as_asked_and_the_same_each_time(self, adapter: TeacherAdapter) -> None:
         """In eval mode, in the dtype that is asked for, knowing where an answer ends."""
         model = _load(adapter)
         assert not any(module.training for module in model.modules()), "load() returns the model in eval mode"
         batch = adapter.batch(self.text_conversations())
-        assert torch.equal(_logits(model, batch), _logits(_load(adapter), batch))
-        assert model.generation_config.eos_token_id is not None, "generation_config must name the end of an answer"
+        assert torch.equal(_logits(model, batch), _logits(_load(adapter), batch)), (
+            "loaded twice, the model gives two results: weights that no file holds are drawn anew, or buffers are left "
+            "unset when from_pretrained builds the model without memory (compute them in forward, or register them "
+            "persistent)"
+        )
+        assert model.generation_config.eos_token_id is not None, (
+            "model.generation_config.eos_token_id must name the token that ends an answer; set it in load()"
+        )
         lower = adapter.load(dtype=torch.bfloat16, device="cpu")
-        assert next(lower.get_submodule(adapter.sites()[0].path).parameters()).dtype == torch.bfloat16
+        found = next(lower.get_submodule(adapter.sites()[0].path).parameters()).dtype
+        assert found == torch.bfloat16, f"load(dtype=torch.bfloat16) gave attention weights of {found}"
 
     def test_batches_of_text_say_what_each_token_is(self, adapter: TeacherAdapter) -> None:
         """Alone and together; pads, kinds, loss masks and numbers of tokens."""
@@ -236,7 +328,10 @@ class TeacherConformance:
         self._check_batches(adapter, mixed)
         kinds = adapter.batch(mixed).token_kind_BT
         has_image = [bool((row == TOKEN_IMAGE).any()) for row in kinds]
-        assert has_image == [bool(one.images) for one in mixed]
+        assert has_image == [bool(one.images) for one in mixed], (
+            f"token_kind_BT marks image tokens in rows {has_image}; of {len(mixed)} conversations the first "
+            f"{len(self.image_conversations())} have images"
+        )
 
     def test_prompts_are_padded_on_the_left_and_begin_as_the_conversation_does(self, adapter: TeacherAdapter) -> None:
         """What is generated from is what was trained on, up to where the answer begins."""
@@ -250,8 +345,14 @@ class TeacherConformance:
             ids = _ids(whole, row)
             answers = whole.loss_mask_BT[row][whole.inputs["attention_mask"][row].bool()].tolist()
             last = max(place for place in range(len(ids)) if answers[place] and not (place and answers[place - 1]))
-            assert _ids(prompts, row) == ids[:length], f"prompt of '{conversation.id}'"
-            assert length == last, f"the prompt of '{conversation.id}' ends where its last answer begins"
+            assert _ids(prompts, row) == ids[:length], (
+                f"the prompt of '{conversation.id}' is not how the whole conversation begins: {_ids(prompts, row)} "
+                f"against {ids[:length]}"
+            )
+            assert length == last, (
+                f"the prompt of '{conversation.id}' has {length} tokens, but its last answer begins behind {last}: "
+                "the prompt ends with whatever opens an answer"
+            )
 
     def test_an_answer_comes_back_as_text(self, adapter: TeacherAdapter) -> None:
         """Ids that the loss covers decode to the answer, without special tokens."""
@@ -260,7 +361,11 @@ class TeacherConformance:
                 continue
             batch = adapter.batch([conversation])
             ids_BT = batch.inputs["input_ids"][batch.loss_mask_BT][None]
-            assert adapter.decode(ids_BT) == [conversation.turns[-1].answer]
+            text, answer = adapter.decode(ids_BT), conversation.turns[-1].answer
+            assert text == [answer], (
+                f"the tokens that the loss covers decode to {text}; ['{answer}'] was due: decode() leaves out special "
+                "tokens, and loss_mask_BT covers the answer and the token that ends it"
+            )
 
     def test_the_processor_is_the_same_after_it_was_saved(self, adapter: TeacherAdapter, tmp_path: Path) -> None:
         """It is saved beside a student: the same prompts, the same tokens, the same pixels."""
@@ -275,11 +380,16 @@ class TeacherConformance:
         message = [{"role": "user", "content": parts}]
         prompts = [one.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
                    for one in (processor, again)]  # fmt: skip
-        assert prompts[0] == prompts[1]
+        assert prompts[0] == prompts[1], (
+            f"the saved processor writes another prompt: {prompts[1]!r}, not {prompts[0]!r}"
+        )
         first, second = (self.call_processor(one, prompts[0], images) for one in (processor, again))
-        assert set(first) == set(second)
+        assert set(first) == set(second), f"the processor gave {sorted(first)}, the saved one {sorted(second)}"
         for name in first:
-            assert torch.equal(torch.as_tensor(first[name]), torch.as_tensor(second[name])), name
+            assert torch.equal(torch.as_tensor(first[name]), torch.as_tensor(second[name])), (
+                f"the saved processor gives other {name}: an option of its constructor is not saved (keep it as an "
+                "attribute of the same name)"
+            )
 
     def test_a_student_loses_no_tensor_when_it_is_saved(self, adapter: TeacherAdapter, tmp_path: Path) -> None:
         """Every second site linear: mixers and attentions are all there again, and the logits are equal."""
@@ -288,8 +398,12 @@ class TeacherConformance:
         batch = self._full_batch(adapter)
         save_student(model, tmp_path / "student", adapter.processor())
         student = load_student(tmp_path / "student")
-        assert student.state_dict().keys() == student_state(model).keys()
-        assert torch.equal(_logits(student, batch), _logits(model, batch))
+        lost = sorted(student.state_dict().keys() ^ student_state(model).keys())
+        assert not lost, f"tensors that the student has before it is saved or after, but not both: {lost[:5]}"
+        assert torch.equal(_logits(student, batch), _logits(model, batch)), (
+            "the saved and loaded student gives other logits: what the model needs beside its parameters (buffers, "
+            "options set after __init__) has to be in its configuration"
+        )
 
     def test_the_published_layout_loses_no_tensor(self, adapter: TeacherAdapter) -> None:
         """For adapters that offer one: there and back again."""
@@ -328,10 +442,11 @@ class TeacherConformance:
         model = _load(adapter)
         together = adapter.batch(conversations)
         logits_BTX = _logits(model, together)
-        assert together.loss_mask_BT.dtype == torch.bool
-        assert together.token_kind_BT.dtype == torch.uint8
+        dtypes = together.loss_mask_BT.dtype, together.token_kind_BT.dtype
+        assert dtypes == (torch.bool, torch.uint8), f"loss_mask_BT is bool and token_kind_BT uint8; got {dtypes}"
         valid_BT = together.inputs["attention_mask"].bool()
-        assert together.loss_mask_BT.shape == together.token_kind_BT.shape == valid_BT.shape
+        shapes = {tuple(one.shape) for one in (together.loss_mask_BT, together.token_kind_BT, valid_BT)}
+        assert len(shapes) == 1, f"loss_mask_BT, token_kind_BT and attention_mask differ in shape: {shapes}"
         assert torch.equal(together.token_kind_BT == TOKEN_PAD, ~valid_BT), "pads, and pads alone, are TOKEN_PAD"
         assert not bool((together.loss_mask_BT & (together.token_kind_BT == TOKEN_PAD)).any()), "no loss at pads"
         assert not bool((together.loss_mask_BT & (together.token_kind_BT == TOKEN_IMAGE)).any()), "none at images"
@@ -340,13 +455,22 @@ class TeacherConformance:
             length = int(valid_BT[row].sum())
             assert bool(valid_BT[row, :length].all()), "whole conversations are padded on the right"
             assert _ids(together, row) == _ids(alone, 0), f"'{conversation.id}' has other tokens in a batch than alone"
-            assert torch.equal(together.loss_mask_BT[row, :length], alone.loss_mask_BT[0])
-            assert adapter.num_tokens(conversation) == length, f"num_tokens of '{conversation.id}'"
+            assert torch.equal(together.loss_mask_BT[row, :length], alone.loss_mask_BT[0]), (
+                f"the loss of '{conversation.id}' covers other tokens in a batch than alone"
+            )
+            counted = adapter.num_tokens(conversation)
+            assert counted == length, f"num_tokens('{conversation.id}') is {counted}, but batch() makes {length} tokens"
             text = adapter.decode(together.inputs["input_ids"][row][together.loss_mask_BT[row]][None])[0]
             for turn in conversation.turns:
                 assert turn.answer in text, f"the loss of '{conversation.id}' does not cover '{turn.answer}'"
                 assert turn.question.split("\n")[-1] not in text, f"the loss of '{conversation.id}' covers a question"
-            _assert_near(logits_BTX[row, :length], _logits(model, alone)[0], self.padding_tolerance, conversation.id)
+            assert_near(
+                logits_BTX[row, :length],
+                _logits(model, alone)[0],
+                self.padding_tolerance,
+                f"look at mask, positions and which row gets which pixels: against '{conversation.id}' alone, its "
+                "logits in a padded batch are",
+            )
 
 
 def _picture(width: int, height: int, seed: int) -> Image.Image:
@@ -375,41 +499,3 @@ def _ids(batch: Batch, row: int) -> list[int]:
 
 def _inside(path: str, root: str) -> bool:
     return root == "" or path == root or path.startswith(f"{root}.")
-
-
-@torch.no_grad()
-def _assert_near(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
-    largest = float(expected.double().abs().max())
-    distance = float((found.double() - expected.double()).abs().max())
-    assert distance <= tolerance * max(largest, 1e-6), f"{what}: off by {distance:.2e}, largest value {largest:.2e}"
-
-
-def _check_facts(weights: AttentionWeights, site: AttentionSite) -> None:
-    """A mixer is built from what the site says and seeded from the weights: both must speak of one attention."""
-    shapes = {"head": (site.key_dim,), "heads": (site.num_heads, site.key_dim), "all": (site.num_heads * site.key_dim,)}
-    norm, q_norm = site.qk_norm, weights.q_norm
-    said = {
-        "qkv_bias": site.qkv_bias, "scale": pytest.approx(site.scale or site.key_dim**-0.5),
-        "window": site.window, "softcap": site.softcap,
-        "qk_norm": norm and (norm.kind, shapes[norm.over], norm.eps),
-    }  # fmt: skip
-    found = {
-        "qkv_bias": any(bias is not None for bias in (weights.q_bias, weights.k_bias, weights.v_bias)),
-        "scale": weights.scale, "window": weights.window, "softcap": weights.softcap,
-        "qk_norm": None if q_norm is None else (weights.norm, tuple(q_norm.shape), weights.norm_eps),
-    }  # fmt: skip
-    assert said == found, f"site {site.index} says {said}, but its weights say {found}"
-    if weights.q_norm_bias is not None or weights.k_norm_bias is not None:
-        assert norm is not None, f"site {site.index} has no qk_norm"
-        assert norm.has_bias, f"site {site.index} says that its norms have no bias, but its weights have one"
-
-
-def _check_shapes(weights: Any, site: AttentionSite) -> None:
-    keys, values = site.num_key_value_heads * site.key_dim, site.num_key_value_heads * site.value_dim
-    shapes = {name: tuple(getattr(weights, name).shape) for name in ("q", "k", "v", "o")}
-    assert shapes == {
-        "q": (site.num_heads * site.key_dim, site.hidden_size),
-        "k": (keys, site.hidden_size),
-        "v": (values, site.hidden_size),
-        "o": (site.hidden_size, site.num_heads * site.value_dim),
-    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,38 +14,66 @@ from torch.overrides import TorchFunctionMode
 
 from linearize.protocols import AttentionSite, Batch
 
-Call = tuple[Tensor, tuple[Tensor, Tensor] | None, Tensor, Tensor]
+
+@dataclass(slots=True)
+class SiteCall:
+    """How the decoder called the module at a site in one forward pass, and what came of it.
+
+    Attributes:
+        args, kwargs: of the last call.
+        output: what the module returned, whatever it is.
+        projected: what the output projection got, call by call.
+        num_calls: how often the module was called.
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    output: Any = None
+    projected: list[Tensor] = field(default_factory=list)
+    num_calls: int = 0
+
+    @property
+    def x_BTD(self) -> Tensor:
+        """The attention's input."""
+        given: Tensor = self.args[0] if self.args else self.kwargs["hidden_states"]
+        return given
+
+    @property
+    def position(self) -> Any:
+        """Cos and sin as the decoder passes them; None without."""
+        return self.kwargs.get("position_embeddings")
 
 
 @torch.no_grad()
-def record_sites(model: Any, sites: Sequence[AttentionSite], batch: Batch) -> dict[int, Call]:
-    """Per site: its input, its angles, what its output projection got, and what came out."""
-    inputs: dict[int, tuple[Tensor, Any]] = {}
-    before: dict[int, Tensor] = {}
-    calls: dict[int, Call] = {}
+def record_sites(model: Any, sites: Sequence[AttentionSite], batch: Batch, **options: Any) -> dict[int, SiteCall]:
+    """What happens at each site while the model runs once, by site index.
+
+    Args:
+        options: further arguments of the model, such as ``use_cache``.
+    """
+    calls = {site.index: SiteCall() for site in sites}
 
     def watch(site: AttentionSite) -> list[Any]:
-        attention = model.get_submodule(site.path)
-        projection = attention.get_submodule(site.output_projection)
+        attention, call = model.get_submodule(site.path), calls[site.index]
 
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            inputs[site.index] = (args[0] if args else kwargs["hidden_states"], kwargs.get("position_embeddings"))
+            call.args, call.kwargs, call.num_calls = args, kwargs, call.num_calls + 1
 
         def project(_: nn.Module, args: tuple[Any, ...]) -> None:
-            before[site.index] = args[0]
+            call.projected.append(args[0])
 
         def leave(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            calls[site.index] = (*inputs[site.index], before[site.index], output[0])
+            call.output = output
 
         return [
             attention.register_forward_pre_hook(enter, with_kwargs=True),
-            projection.register_forward_pre_hook(project),
+            attention.get_submodule(site.output_projection).register_forward_pre_hook(project),
             attention.register_forward_hook(leave),
         ]
 
     hooks = [hook for site in sites for hook in watch(site)]
     try:
-        model(**batch.inputs, use_cache=False)
+        model(**batch.inputs, **{"use_cache": False, **options})
     finally:
         for hook in hooks:
             hook.remove()

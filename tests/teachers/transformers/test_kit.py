@@ -47,6 +47,23 @@ class ForgetsTheLastSite(Sound):
         return super().sites()[:-1]
 
 
+class ProjectsTwice(Sound):
+    def change(self, model: Any) -> Any:
+        def project(attention: Any, *_: Any) -> None:
+            attention.o_proj(torch.zeros(1, attention.o_proj.in_features))
+
+        for layer in model.get_decoder().layers:
+            layer.self_attn.register_forward_pre_hook(project)
+        return model
+
+
+class SwapsCacheSlots(Sound):
+    """A mixer's state goes where the next attention keeps its keys."""
+
+    def sites(self) -> list[AttentionSite]:
+        return [dataclasses.replace(site, cache_index=site.cache_index ^ 1) for site in super().sites()]
+
+
 class LooksIntoItsAttention(Sound):
     """Each layer reads an attribute that a wrapper without a mixer does not have."""
 
@@ -130,7 +147,8 @@ class PromptsWithoutTheirLastToken(Sound):
     def batch(self, conversations: Sequence[Conversation], *, for_generation: bool = False) -> Batch:
         batch = super().batch(conversations, for_generation=for_generation)
         if for_generation:
-            batch.inputs |= {name: batch.inputs[name][:, :-1] for name in ("input_ids", "attention_mask")}
+            inputs = batch.inputs | {name: batch.inputs[name][:, :-1] for name in ("input_ids", "attention_mask")}
+            return Batch(inputs, batch.loss_mask_BT[:, :-1], batch.token_kind_BT[:, :-1])
         return batch
 
 
@@ -175,6 +193,8 @@ class LosesAPublishedTensor(Sound):
 
 
 CHECKS = [name for name in vars(TeacherConformance) if name.startswith("test_")]
+CALLED = "test_an_attention_is_called_and_answers_as_a_site_does"
+DECODED = "test_a_student_writes_with_a_cache_what_it_writes_without"
 WRAPPED = "test_a_site_can_be_wrapped_without_a_change_of_one_bit"
 SAVED = "test_a_student_loses_no_tensor_when_it_is_saved"
 IMAGES = "test_batches_with_images_say_what_each_token_is"
@@ -184,8 +204,11 @@ BROKEN: list[tuple[type[Sound], tuple[str, ...]]] = [
     (TwoSitesInOneSlot, ("test_sites_are_numbered_in_order_and_fit_their_modules",)),
     (ReadsWeightsForItsSites, ("test_sites_are_known_without_reading_a_weight",)),
     (ForgetsTheLastSite, ("test_sites_are_all_attentions_of_the_decoder_in_the_order_they_run",)),
+    # Its weights are read off at the projection, and a student of every second site calls it in decoding too.
+    (ProjectsTwice, (CALLED, WEIGHTS)),
+    (SwapsCacheSlots, (DECODED,)),
     # A student of every second site holds such wrappers too.
-    (LooksIntoItsAttention, (WRAPPED, SAVED)),
+    (LooksIntoItsAttention, (WRAPPED, DECODED, SAVED)),
     (SaysAnotherScale, (WEIGHTS,)),
     (OtherRope, (WEIGHTS,)),
     (NormalisesValues, (WEIGHTS,)),

@@ -1,0 +1,275 @@
+"""What to look at when an adapter's weights do not reproduce an attention.
+
+Usual mistakes are undone, alone and a few at a time; those whose undoing reproduces the output are named. Where none
+does, the message says which half of the computation is wrong and which parameters were forgotten.
+
+Letters: B batch, T tokens, D model width, N query heads, M key-value heads, K and V width of a key and a value head, R
+width of the part of a head that the rotary embedding turns.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from linearize.protocols import AttentionSite, AttentionWeights
+from linearize.testing.attention import attend
+
+Style = Literal["half", "interleaved"]
+Change = Callable[[AttentionWeights], AttentionWeights]
+PARTS = ("q", "k", "v")
+QUICK = 24
+"""Tokens on which a repair is tried before it is tried on all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What would be otherwise, in words that follow "It would be right ", and as a change of the weights."""
+
+    words: str
+    change: Change
+
+
+NO_REPAIR = Repair("", lambda weights: weights)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One attention that its weights do not reproduce.
+
+    Attributes:
+        position: cos and sin as the decoder passes them; None without.
+        output_BTX: what the module gave before its output projection, [B, T, N*V].
+        tolerance: of the largest value.
+    """
+
+    weights: AttentionWeights
+    site: AttentionSite
+    attention: nn.Module
+    x_BTD: Tensor
+    position: tuple[Tensor, Tensor] | None
+    output_BTX: Tensor
+    tolerance: float
+
+    def expected(self, weights: AttentionWeights, tokens: int | None = None) -> Tensor:
+        """What ``weights`` would give for the first ``tokens``, [B, T, N*V]."""
+        position = None if self.position is None else (self.position[0][:, :tokens], self.position[1][:, :tokens])
+        return attend(weights, self.site, self.x_BTD[:, :tokens], position)
+
+    def fits(self, weights: AttentionWeights, tokens: int | None = None) -> bool:
+        """Whether they reproduce the output for the first ``tokens``."""
+        expected_BTX = self.expected(weights, tokens)
+        difference_BTX = self.output_BTX[:, :tokens].double() - expected_BTX
+        return bool(difference_BTX.abs().max() <= self.tolerance * expected_BTX.abs().max().clamp_min(1e-6))
+
+
+@torch.no_grad()
+def explain(case: Case) -> str:
+    """Sentences on what is wrong and what to do about it."""
+    for repairs in _combinations(case):
+        weights = case.weights
+        for repair in repairs:
+            weights = repair.change(weights)
+        if case.fits(weights, QUICK) and case.fits(weights):
+            return f"It would be right {', and '.join(repair.words for repair in repairs if repair.words)}."
+    found = [_where(case)]
+    forgotten = _forgotten(case)
+    if forgotten:
+        found.append(f"The module has parameters whose numbers are in no tensor of weights(site): {forgotten}.")
+    found.append(
+        "If none of this helps, take a model without biases and norms, whose v the first token shows by itself, and "
+        "put them back one at a time."
+    )
+    return " ".join(found)
+
+
+def _combinations(case: Case) -> Iterator[tuple[Repair, ...]]:
+    """Single repairs first; then up to one of each kind: which rows of a fused matrix are whose, scale, pairs."""
+    weights, site = case.weights, case.site
+    # A reading of the rows is worth trying with other repairs only if its v is right, which the first token shows.
+    readings = [one for one in _readings(weights, site) if case.fits(one.change(weights), 1)]
+    scales, turns = _scales(weights, site), _turns(case)
+    every = _moved_pairs(case, all_at_once=True)
+    singles = (scales, turns, every, _moved_pairs(case, all_at_once=False), readings, _others(weights))
+    for repair in itertools.chain(*singles):
+        yield (repair,)
+    kinds = ([NO_REPAIR, *readings], [NO_REPAIR, *scales], [NO_REPAIR, *turns, *every])
+    yield from sorted(itertools.product(*kinds), key=lambda repairs: sum(bool(one.words) for one in repairs))
+
+
+def _scales(weights: AttentionWeights, site: AttentionSite) -> list[Repair]:
+    values = {
+        "site.key_dim ** -0.5": site.key_dim**-0.5,
+        "1 / site.key_dim": 1 / site.key_dim,
+        "1.0": 1.0,
+        "site.hidden_size ** -0.5": site.hidden_size**-0.5,
+    }
+    return [
+        Repair(f"with scale = {name} (weights(site) says {weights.scale:.6g})", _set(scale=value))
+        for name, value in values.items()
+        if value != weights.scale
+    ]
+
+
+def _turns(case: Case) -> list[Repair]:
+    """Other rotary embeddings."""
+    weights, repairs = case.weights, []
+    if weights.rope_theta is not None:
+        words = "with rope_theta = None: this attention does not turn q and k (has_rope = False at the site, too)"
+        repairs.append(Repair(words, _set(rope_theta=None)))
+    styles: tuple[tuple[Style, str], ...] = (
+        ("half", "i and i + R/2 of a head (say so at the site, too)"),
+        (
+            "interleaved",
+            "2i and 2i + 1 of a head. Say so at the site, too; or move the rows of q and k so that pairs stand R/2 "
+            "apart, and mixers can turn them as well (docs/write_a_teacher.md has the code)",
+        ),
+    )
+    for style, pairs in styles:
+        if case.position is not None and (weights.rope_theta is None or style != weights.rope_style):
+            words = f'with a rope_theta and rope_style = "{style}": this attention turns together numbers {pairs}'
+            repairs.append(Repair(words, _set(rope_theta=weights.rope_theta or 1.0, rope_style=style)))
+    return repairs
+
+
+def _others(weights: AttentionWeights) -> list[Repair]:
+    repairs = []
+    if weights.q_norm is not None or weights.k_norm is not None:
+        norm = "layer" if weights.norm == "rms" else "rms"
+        repairs.append(Repair(f'with norm = "{norm}"', _set(norm=norm)))
+    if weights.window is not None:
+        repairs.append(Repair("with window = None", _set(window=None)))
+        for window in (weights.window - 1, weights.window + 1):
+            repairs.append(Repair(f"with window = {window}; the query's own token counts", _set(window=window)))
+    return repairs
+
+
+def _set(**fields: Any) -> Change:
+    return lambda weights: replace(weights, **fields)
+
+
+def _moved_pairs(case: Case, *, all_at_once: bool) -> list[Repair]:
+    """The pairs of the rotary embedding moved in the tensors that have them: in all, or in some."""
+    if case.position is None:
+        return []
+    width = case.position[0].shape[-1]
+    there = [name for name in ("q", "q_bias", "k", "k_bias") if getattr(case.weights, name) is not None]
+    sizes = [len(there)] if all_at_once else range(1, len(there))
+    chosen = [names for size in sizes for names in itertools.combinations(there, size)]
+    return [_moved(names, case.site.key_dim, width, apart) for names in chosen for apart in (True, False)]
+
+
+def _moved(names: Sequence[str], key_dim: int, width: int, apart: bool) -> Repair:
+    def move(rows: Tensor) -> Tensor:
+        heads = rows.unflatten(0, (-1, key_dim))
+        turned, rest = heads[:, :width], heads[:, width:]
+        pairs = turned.unflatten(1, (-1, 2) if apart else (2, -1)).transpose(1, 2).flatten(1, 2)
+        return torch.cat([pairs, rest], 1).flatten(0, 1)
+
+    def change(weights: AttentionWeights) -> AttentionWeights:
+        moved: dict[str, Any] = {name: move(getattr(weights, name)) for name in names}
+        return replace(weights, **moved)
+
+    order = "2i and 2i + 1 moved to i and i + R/2" if apart else "i and i + R/2 moved to 2i and 2i + 1"
+    return Repair(f"with numbers {order} in each head of {', '.join(names)}", change)
+
+
+def _readings(weights: AttentionWeights, site: AttentionSite) -> Iterator[Repair]:
+    """The same rows of one fused matrix, given to q, k and v in another order."""
+    forms = list(itertools.product((False, True), itertools.permutations(PARTS)))
+    for (by_group, order), (other_by_group, other) in itertools.permutations(forms, 2):
+        words = (
+            f"if the rows of the fused matrix were taken as {_form(other, other_by_group, site)} (weights(site) takes "
+            f"them as {_form(order, by_group, site)})"
+        )
+
+        def change(
+            weights: AttentionWeights,
+            source: tuple[bool, tuple[str, ...]] = (by_group, order),
+            target: tuple[bool, tuple[str, ...]] = (other_by_group, other),
+        ) -> AttentionWeights:
+            new: dict[str, Any] = {}
+            for ending in ("", "_bias"):
+                parts = {name: getattr(weights, name + ending) for name in PARTS}
+                if all(part is not None for part in parts.values()):
+                    split = _split(_fuse(parts, source[1], source[0], site), target[1], target[0], site)
+                    new |= {name + ending: rows for name, rows in split.items()}
+            return replace(weights, **new)
+
+        yield Repair(words, change)
+
+
+def _sizes(site: AttentionSite) -> dict[str, int]:
+    """Rows of each part in one group."""
+    shared = site.num_heads // site.num_key_value_heads
+    return {"q": shared * site.key_dim, "k": site.key_dim, "v": site.value_dim}
+
+
+def _fuse(parts: Mapping[str, Tensor], order: tuple[str, ...], by_group: bool, site: AttentionSite) -> Tensor:
+    groups = site.num_key_value_heads if by_group else 1
+    return torch.cat([parts[name].unflatten(0, (groups, -1)) for name in order], 1).flatten(0, 1)
+
+
+def _split(fused: Tensor, order: tuple[str, ...], by_group: bool, site: AttentionSite) -> dict[str, Tensor]:
+    groups = site.num_key_value_heads if by_group else 1
+    sizes = [_sizes(site)[name] * site.num_key_value_heads // groups for name in order]
+    split = fused.unflatten(0, (groups, -1)).split(sizes, dim=1)
+    return {name: part.flatten(0, 1) for name, part in zip(order, split, strict=True)}
+
+
+def _form(order: tuple[str, ...], by_group: bool, site: AttentionSite) -> str:
+    if not by_group:
+        return f"all of {order[0]}, then all of {order[1]}, then all of {order[2]}"
+    names = {"q": f"its {site.num_heads // site.num_key_value_heads} of q", "k": "its k", "v": "its v"}
+    return f"{', '.join(names[name] for name in order)}, for one key-value head after the other"
+
+
+def _where(case: Case) -> str:
+    """Which half of the computation is wrong; the first token attends to itself alone, so its output is its v."""
+    site = case.site
+    found_BTNV, expected_BTNV = (
+        y_BTX.double().unflatten(-1, (site.num_heads, site.value_dim))
+        for y_BTX in (case.output_BTX, case.expected(case.weights))
+    )
+    limit = case.tolerance * float(expected_BTNV.abs().max().clamp_min(1e-6))
+    order = _heads_of(found_BTNV, expected_BTNV, limit)
+    if order is not None and order != list(range(site.num_heads)):
+        return f"Heads 0, 1, ... of the module are heads {', '.join(map(str, order))} of weights(site)."
+    if case.fits(case.weights, 1):
+        return (
+            "The first token, whose output is its own v, is right. So v is, and what is wrong is q or k, a bias or "
+            "norm of theirs, scale, rope_theta, rope_style, window or softcap."
+        )
+    order = _heads_of(found_BTNV[:, :1], expected_BTNV[:, :1], limit)
+    if order is not None:
+        shared = site.num_heads // site.num_key_value_heads
+        read = ", ".join(str(head // shared) for head in order)
+        due = ", ".join(str(head // shared) for head in range(site.num_heads))
+        return (
+            "At the first token, whose output is its own v, query heads 0, 1, ... of the module read key-value heads "
+            f"{read} of weights(site); {due} are due. Reorder the heads of q, k and v; where the module shares k and v "
+            "in another way, set num_key_value_heads = num_heads at the site and give each query head its own rows."
+        )
+    return (
+        "It is wrong from the first token on, whose output is its own v. So v is wrong, or v_bias, or which rows of a "
+        "fused matrix are v's."
+    )
+
+
+def _heads_of(found_BTNV: Tensor, expected_BTNV: Tensor, limit: float) -> list[int] | None:
+    """For each head of the module the first one of weights(site) that gives the same; None where some has none."""
+    distance_NN = (found_BTNV.unsqueeze(3) - expected_BTNV.unsqueeze(2)).abs().amax((0, 1, 4))
+    near_NN = distance_NN <= limit
+    return near_NN.long().argmax(1).tolist() if bool(near_NN.any(1).all()) else None
+
+
+def _forgotten(case: Case) -> str:
+    """Names of the module's parameters that no tensor of its weights was made from."""
+    known = torch.cat([tensor.detach().flatten() for tensor in case.weights.tensors().values()])
+    parameters = case.attention.named_parameters()
+    return ", ".join(name for name, one in parameters if not bool(torch.isin(one.detach(), known).all()))

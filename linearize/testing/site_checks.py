@@ -95,7 +95,7 @@ def check_shapes(weights: AttentionWeights, site: AttentionSite) -> None:
     """Fails unless projections and biases have the shapes that the site's numbers give."""
     __tracebackhide__ = True
     keys, values = site.num_key_value_heads * site.key_dim, site.num_key_value_heads * site.value_dim
-    due = {
+    due: dict[str, tuple[int, ...]] = {
         "q": (site.num_heads * site.key_dim, site.hidden_size),
         "k": (keys, site.hidden_size),
         "v": (values, site.hidden_size),

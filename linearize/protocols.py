@@ -57,6 +57,8 @@ class AttentionSite:
         rope_style: which numbers of a head turn together: "half": i and i + width/2; "interleaved": 2i and 2i + 1.
         qkv_bias: whether any of the q, k and v projections has a bias.
         qk_norm: the norm of queries and keys; None without one.
+        v_norm_eps: values are divided by the root of this plus their mean square, each head by itself; None: they are
+            not.
         scale: factor on q·k before the softmax; None: 1/sqrt(K).
         window: sliding window in tokens, the query's own included; None for full causal attention.
         softcap: scores s become softcap * tanh(s / softcap); None: they stay.
@@ -79,6 +81,7 @@ class AttentionSite:
     rope_style: Literal["half", "interleaved"] = "half"
     qkv_bias: bool = False
     qk_norm: SiteNorm | None = None
+    v_norm_eps: float | None = None
     scale: float | None = None
     window: int | None = None
     softcap: float | None = None

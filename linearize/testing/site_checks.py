@@ -148,11 +148,11 @@ def check_facts(weights: AttentionWeights, site: AttentionSite) -> None:
     norm, q_norm = site.qk_norm, weights.q_norm
     said = {
         "qkv_bias": site.qkv_bias, "scale": site.scale or site.key_dim**-0.5, "window": site.window,
-        "softcap": site.softcap, "qk_norm": norm and (norm.kind, shapes[norm.over], norm.eps),
+        "softcap": site.softcap, "v_norm_eps": site.v_norm_eps, "qk_norm": norm and (norm.kind, shapes[norm.over], norm.eps),
     }  # fmt: skip
     found = {
         "qkv_bias": any(bias is not None for bias in (weights.q_bias, weights.k_bias, weights.v_bias)),
-        "scale": weights.scale, "window": weights.window, "softcap": weights.softcap,
+        "scale": weights.scale, "window": weights.window, "softcap": weights.softcap, "v_norm_eps": weights.v_norm_eps,
         "qk_norm": None if q_norm is None else (weights.norm, tuple(q_norm.shape), weights.norm_eps),
     }  # fmt: skip
     differ = [

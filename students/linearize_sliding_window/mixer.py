@@ -83,6 +83,9 @@ class SlidingWindowMixer(nn.Module):
         if position is not None and self.site.has_rope:
             q_BTNK, k_BTMK = (rotate(part, position, self.site.rope_style) for part in (q_BTNK, k_BTMK))
         v_BTMV = v.unflatten(-1, (-1, self.site.value_dim))
+        if self.site.v_norm_eps is not None:
+            wide = v_BTMV.to(torch.promote_types(v.dtype, torch.float32))
+            v_BTMV = (wide * (wide.square().mean(-1, keepdim=True) + self.site.v_norm_eps).rsqrt()).to(v.dtype)
         y_BTNV, seen = windowed_attention(
             q_BTNK, k_BTMK, v_BTMV, window=self.window, sinks=self.sinks, scale=self.scale, softcap=self.site.softcap,
             valid_BT=valid_BT, segments_BT=segments_BT, seen=None if state is None else _seen(state),

@@ -61,6 +61,7 @@ def with_facts(attention: Any, found: FoundSite, config: Any) -> AttentionSite:
         found.site,
         qkv_bias=any(projection.bias is not None for projection in projections),
         qk_norm=_site_norm(find_norms(attention)[0], found.shape.key_dim),
+        v_norm_eps=value_norm_eps(attention),
         scale=None if scale == found.shape.key_dim**-0.5 else scale,
         window=window(attention, found, config),
         softcap=getattr(attention, "attn_logit_softcapping", None),

@@ -134,6 +134,15 @@ def test_a_seeded_window_over_the_whole_sequence_is_the_teachers_attention(form:
     torch.testing.assert_close(mixer(x, position=position)[0], wanted, rtol=1e-9, atol=1e-9)
 
 
+def test_values_of_norm_one_are_averaged_as_such() -> None:
+    mixer = SlidingWindowMixer(SlidingWindowConfig(window=5), replace(SITE, v_norm_eps=1e-6)).double()
+    x = draw(1, 9, SITE.hidden_size, seed=0, dtype=torch.float64, device="cpu")
+    values = mixer.v_proj(x[0, :1]).view(2, 5)
+    values = values / (values.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    # The first token sees itself alone.
+    torch.testing.assert_close(mixer(x)[0][0, 0], values.repeat_interleave(2, 0))
+
+
 def plain(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
     """Attention of one head in loops over queries; ``visible`` [T, T]."""
     rows = []

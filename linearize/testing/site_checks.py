@@ -148,7 +148,8 @@ def check_facts(weights: AttentionWeights, site: AttentionSite) -> None:
     norm, q_norm = site.qk_norm, weights.q_norm
     said = {
         "qkv_bias": site.qkv_bias, "scale": site.scale or site.key_dim**-0.5, "window": site.window,
-        "softcap": site.softcap, "v_norm_eps": site.v_norm_eps, "qk_norm": norm and (norm.kind, shapes[norm.over], norm.eps),
+        "softcap": site.softcap, "v_norm_eps": site.v_norm_eps,
+        "qk_norm": norm and (norm.kind, shapes[norm.over], norm.eps),
     }  # fmt: skip
     found = {
         "qkv_bias": any(bias is not None for bias in (weights.q_bias, weights.k_bias, weights.v_bias)),

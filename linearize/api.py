@@ -6,6 +6,7 @@ torch is imported when one of them is called.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,9 @@ def load_teacher(
     except ValidationError as error:
         raise RecipeError(f"load_teacher('{type}')", describe_validation(error, config_class)) from None
     adapter: TeacherAdapter = spec.builder()(config)
+    told: Any = getattr(adapter, "caveats", tuple)
+    for caveat in told():
+        warnings.warn(caveat, stacklevel=2)
     model = adapter.load(dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype, device=device)
     return Teacher(model.eval(), adapter.processor(), adapter)
 
@@ -203,6 +207,8 @@ def compare(
     try:
         with disk_errors(folder.path), folder.locked():
             folder.claim(comparison)
+            for caveat in comparison.cells[0].checked.plan.caveats:  # of the teacher, which all cells share
+                shown.warn(caveat)
             failures = run_cells(comparison, folder, shown, show=display is not None)
             speed = measure_speed(comparison, folder, shown, show=display is not None)
             result = collect(comparison, folder, failures, speed)

@@ -157,6 +157,14 @@ class TeacherAdapter(Protocol):
         ...
 
 
+class TellsCaveats(Protocol):
+    """What a teacher adapter offers besides, when a recurrence cannot do all that its model's attention does."""
+
+    def caveats(self) -> Sequence[str]:
+        """What a student will not see or do as its teacher does, one sentence each; reads the configuration alone."""
+        ...
+
+
 class PublishedCheckpoint(Protocol):
     """What a teacher adapter offers besides, when its family has a published checkpoint layout that students reuse."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,10 +63,12 @@ class TransformersAdapter:
         """
         return [found.site for found in self._found.values()]
 
+    def caveats(self) -> list[str]:
+        """What a linear site cannot do that this model's attention does."""
+        return caveats(self.config)
+
     def load(self, *, dtype: torch.dtype, device: torch.device | str) -> Any:
         """The model in eval mode."""
-        for caveat in caveats(self.config):
-            warnings.warn(caveat, stacklevel=2)
         chosen = {} if self.options.attention == "auto" else {"attn_implementation": self.options.attention}
         model = self._read("model", auto_class(self.config).from_pretrained, dtype=dtype, **chosen)
         generation = model.generation_config

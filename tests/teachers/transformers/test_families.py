@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,9 +71,7 @@ def make_student(adapter: TransformersAdapter, layout: str) -> Student:
 
 @pytest.fixture(scope="module", params=LAYOUTS)
 def student(request: pytest.FixtureRequest, adapter: TransformersAdapter) -> Student:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*both directions")
-        return make_student(adapter, request.param)
+    return make_student(adapter, request.param)
 
 
 @pytest.mark.parametrize("objective", [LayerMse(LayerMseConfig()), LogitKl(LogitKlConfig())], ids=["mse", "kl"])

@@ -58,7 +58,7 @@ class Batcher:
                 f"the checkpoint's tokenizer is a {type(self.tokenizer).__name__}, which does not tell where its "
                 "tokens are in the text; one of the tokenizers library (with a tokenizer.json) is needed"
             )
-        self._added_by_images = functools.lru_cache(maxsize=65536)(self._count_added_by_images)
+        self._added = functools.lru_cache(maxsize=65536)(self._count_added)
 
     def batch(self, conversations: Sequence[Conversation], *, for_generation: bool) -> Batch:
         """Whole conversations right-padded, or for generation left-padded prompts up to the last question.
@@ -91,8 +91,7 @@ class Batcher:
     def num_tokens(self, conversation: Conversation) -> int:
         """Tokens of a whole conversation; an image's are counted once for each size that is met."""
         prompt = self.template.prompt(conversation, for_generation=False)
-        sizes = tuple(image.size for image in conversation.images)
-        return len(self.encode(prompt).ids) + (self._added_by_images(sizes) if sizes else 0)
+        return len(self.encode(prompt).ids) + self._added(tuple(image.size for image in conversation.images))
 
     def encode(self, prompt: Prompt) -> Encoded:
         """The prompt's tokens, image placeholders unexpanded."""
@@ -181,7 +180,10 @@ class Batcher:
     def _encode_parts(self, parts: list[dict[str, str]]) -> list[int]:
         return self.encode(Prompt(self._render(parts), ())).ids
 
-    def _count_added_by_images(self, sizes: tuple[tuple[int, int], ...]) -> int:
+    def _count_added(self, sizes: tuple[tuple[int, int], ...]) -> int:
+        """Tokens that the processor adds to its text: for images of these sizes, or a first token without any."""
+        if self.processor is self.tokenizer:
+            return 0
         blank = [Image.new("RGB", size) for size in sizes]
         parts = [*({"type": "image"} for _ in blank), {"type": "text", "text": "x"}]
         expanded = self._process([self._render(parts)], [blank])["input_ids"].shape[1]

@@ -23,6 +23,11 @@ BOTH_WAYS = (
     "its attention reads the {what} in both directions, a linear site only from left to right: the student sees less "
     "at those tokens than the teacher did, and distillation has to make up for it"
 )
+CROSS_ATTENTION = (
+    "its cross-attention layers are no sites and stay as they are: they read an image's keys and values, whose number "
+    "does not grow with the text. Where a token has no image before it, transformers lets them read those of the whole "
+    "batch, padding included, so that the logits of a row depend on its neighbours', the teacher's as the student's"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +85,9 @@ IDEFICS = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "
            "image_size": 16, "patch_size": 4}  # fmt: skip
 QWEN = {"depth": 1, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+MLLAMA_VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_global_layers": 1,
+                 "attention_heads": 2, "image_size": 16, "patch_size": 4, "intermediate_layers_indices": [0],
+                 "vision_output_dim": 32}  # fmt: skip
 PINPOINTS = [[16, 32], [32, 16], [32, 32]]
 TILES = ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>",
          *(f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)))  # fmt: skip
@@ -157,6 +165,8 @@ VISION_FAMILIES = (
         tokens=("<image_soft_token>", "<start_of_image>", "<end_of_image>"), image_token_index=IMAGE,
         boi_token_index=IMAGE + 1, eoi_token_index=IMAGE + 2, mm_tokens_per_image=4,
         caveat=BOTH_WAYS.format(what="tokens of an image")),
+    vlm("mllama", "mllama_text_model", MLLAMA_VISION, image_token_index=IMAGE,
+        text={"num_hidden_layers": 4, "cross_attention_layers": [1]}, caveat=CROSS_ATTENTION),
 )  # fmt: skip
 FAMILIES = (*TEXT_FAMILIES, *VISION_FAMILIES)
 
@@ -165,7 +175,7 @@ UNTESTED = {
     "and a suffix, not conversations",
     "mistral3, cohere2_vision, lfm2_vl": "their processors need torchvision, which the tests do without; their modules "
     "are understood",
-    "fuyu, chameleon, emu3, mllama": "not tried with images yet: their processors make other inputs, or write more "
+    "fuyu, chameleon, emu3": "not tried with images yet: their processors make other inputs, or write more "
     "than their chat template says",
 }
 """Model types that somebody may look for -> why they are not in the table."""

@@ -143,6 +143,12 @@ def _gemma3(tokenizer: Any, template: str) -> Any:
     )
 
 
+def _mllama(tokenizer: Any, template: str) -> Any:
+    images = _pil("Mllama", size={"height": 16, "width": 16}, max_image_tiles=4)
+    tokenizer = _with_names(tokenizer, {"image_token": "<image>"})
+    return transformers.MllamaProcessor(images, tokenizer, chat_template=template)
+
+
 def _with_names(tokenizer: Any, names: dict[str, str]) -> Any:
     """A copy of the tokenizer that knows its special tokens by name, as those of the hub do."""
     return transformers.PreTrainedTokenizerFast(
@@ -168,6 +174,7 @@ MAKERS: dict[str, Callable[[Any, str], Any]] = {
     "deepseek_vl": _deepseek_vl,
     "janus": _janus,
     "gemma3": _gemma3,
+    "mllama": _mllama,
 }
 
 

@@ -9,7 +9,7 @@ from linearize_transformers.adapter import TransformersAdapter
 from linearize_transformers.config import TransformersTeacherConfig
 from linearize_transformers.models import empty_model
 from linearize_transformers.sites import find_sites
-from linearize_transformers.support import TEXT, caveats
+from linearize_transformers.support import FAMILIES, TEXT, caveats
 from transformers import CONFIG_MAPPING, BertConfig, T5Config
 
 from linearize.errors import CheckpointError
@@ -62,6 +62,20 @@ def test_only_the_softmax_sites_of_a_hybrid_are_offered() -> None:
     found = sites("lfm2", num_hidden_layers=4, layer_types=["conv", "full_attention", "conv", "full_attention"])
     assert [(one.site.index, one.site.layer, one.site.cache_index) for one in found] == [(0, 1, 1), (1, 3, 3)]
     assert {one.site.output_projection for one in found} == {"out_proj"}
+
+
+def test_layers_that_read_an_image_are_no_sites() -> None:
+    (mllama,) = (family for family in FAMILIES if family.model_type == "mllama")
+    config = CONFIG_MAPPING["mllama"](**mllama.config)
+    assert config.text_config.cross_attention_layers == [1]
+    found = find_sites(empty_model(config))
+    assert [(one.site.index, one.site.layer, one.site.cache_index) for one in found] == [
+        (0, 0, 0),
+        (1, 2, 2),
+        (2, 3, 3),
+    ]
+    (caveat,) = caveats(config)
+    assert "its cross-attention layers are no sites and stay as they are" in caveat
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from linearize_transformers.batching import Batcher
 from linearize_transformers.config import TransformersTeacherConfig
 from linearize_transformers.facts import attention_weights
 from linearize_transformers.models import auto_class, empty_model
+from linearize_transformers.prefix import PREFIX_MODELS, PrefixBatcher
 from linearize_transformers.prompt import Template
 from linearize_transformers.sites import FoundSite, find_sites
 from linearize_transformers.support import caveats
@@ -112,6 +113,8 @@ class TransformersAdapter:
         tokenizer = getattr(processor, "tokenizer", processor)
         if processor.chat_template is None:
             processor.chat_template = tokenizer.chat_template
+        if processor.chat_template is None and self.config.model_type in PREFIX_MODELS:
+            processor.chat_template = PREFIX_MODELS[self.config.model_type].chat_template
         if processor.chat_template is None:
             raise CheckpointError(
                 f"{self.options.checkpoint} has no chat template, so conversations cannot be written as it expects "
@@ -128,7 +131,8 @@ class TransformersAdapter:
     @functools.cached_property
     def _batcher(self) -> Batcher:
         ends = [self._tokenizer.convert_ids_to_tokens(token) for token in self._end_ids()]
-        return Batcher(
+        batcher = PrefixBatcher if self.config.model_type in PREFIX_MODELS else Batcher
+        return batcher(
             self._processor,
             Template(self._processor, takes_images=self.takes_images, end_marks=[end for end in ends if end]),
             input_names=inspect.signature(self._empty_model.forward).parameters,

@@ -70,9 +70,7 @@ class Batcher:
             raise DataError("a batch of no conversations was asked for; at least one was due")
         prompts = [self.template.prompt(one, for_generation=for_generation) for one in conversations]
         outputs = self._process(
-            [prompt.text for prompt in prompts],
-            [list(one.images) for one in conversations],
-            padding_side="left" if for_generation else "right",
+            prompts, [list(one.images) for one in conversations], "left" if for_generation else "right"
         )
         ids_BT: Tensor = outputs["input_ids"]
         valid_BT = outputs["attention_mask"].bool()
@@ -103,13 +101,14 @@ class Batcher:
         ]
         return Encoded(list(encoded["input_ids"]), flags)
 
-    def _process(self, texts: list[str], images: list[list[Any]], **options: Any) -> dict[str, Tensor]:
-        if any(images):
-            options["images"] = images
+    def _process(self, prompts: Sequence[Prompt], images: list[list[Any]], padding_side: str) -> dict[str, Tensor]:
+        texts = [prompt.text for prompt in prompts]
+        options = {"images": images} if any(images) else {}
         try:
             outputs = self.processor(
-                text=texts, padding=True, return_tensors="pt", **self._special(texts[0]), **options
-            )
+                text=texts, padding=True, padding_side=padding_side, return_tensors="pt", **self._special(texts[0]),
+                **options,
+            )  # fmt: skip
         except (ImportError, MemoryError):
             raise
         except Exception as error:
@@ -173,12 +172,12 @@ class Batcher:
         """Tokens that are cut out of the text before anything else, so that no neighbour merges with them."""
         return frozenset(self.tokenizer.all_special_ids) | frozenset(self.tokenizer.added_tokens_decoder)
 
-    def _render(self, parts: list[dict[str, str]]) -> str:
+    def _render(self, parts: list[dict[str, str]]) -> Prompt:
         text: str = self.processor.apply_chat_template([{"role": "user", "content": parts}], tokenize=False)
-        return text
+        return Prompt(text, (), len(text))
 
     def _encode_parts(self, parts: list[dict[str, str]]) -> list[int]:
-        return self.encode(Prompt(self._render(parts), ())).ids
+        return self.encode(self._render(parts)).ids
 
     def _count_added(self, sizes: tuple[tuple[int, int], ...]) -> int:
         """Tokens that the processor adds to its text: for images of these sizes, or a first token without any."""
@@ -186,7 +185,7 @@ class Batcher:
             return 0
         blank = [Image.new("RGB", size) for size in sizes]
         parts = [*({"type": "image"} for _ in blank), {"type": "text", "text": "x"}]
-        expanded = self._process([self._render(parts)], [blank])["input_ids"].shape[1]
+        expanded = self._process([self._render(parts)], [blank], "right")["input_ids"].shape[1]
         return int(expanded) - len(self._encode_parts(parts))
 
 

@@ -26,7 +26,9 @@ checkpoint = "HuggingFaceTB/SmolVLM-256M-Instruct"   # or a folder
 ```
 
 Conversations go through the checkpoint's own chat template and processor; the loss covers answers and the token that
-ends them. Processors of models that also take videos need `pip install 'linearize[vision]'`, even for still images.
+ends them. `paligemma` has no template: one is used that writes images, first token, question and a line break, then the
+answer and its end, as its processor does for one question; what follows the first answer is read causally. Processors of
+models that also take videos need `pip install 'linearize[vision]'`, even for still images.
 
 ## Tested
 

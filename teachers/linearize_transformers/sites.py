@@ -26,6 +26,7 @@ from linearize_transformers.attention import (
     rotary_style,
     unclaimed_tensors,
 )
+from linearize_transformers.prefix import PREFIX_MODELS
 
 ATTENTION_NAMES = ("self_attn", "attention", "attn")
 OTHER_MIXERS = ("linear_attn", "conv", "short_conv", "mamba", "cross_attn")
@@ -79,7 +80,8 @@ def find_sites(model: nn.Module) -> list[FoundSite]:
                 )
             continue
         where = _Place(path=f"{path}.{number}.{name}", layer=number, num_layers=len(layers), index=len(found))
-        found.append(_site(getattr(layer, name), where, text_config))
+        has_prefix = config.model_type in PREFIX_MODELS
+        found.append(_site(getattr(layer, name), where, text_config, has_prefix=has_prefix))
     if not found:
         raise CheckpointError(
             f"none of the {len(layers)} layers of this '{config.model_type}' model has softmax self-attention "
@@ -124,9 +126,9 @@ class _Place:
     index: int
 
 
-def _site(attention: nn.Module, place: _Place, config: Any) -> FoundSite:
+def _site(attention: nn.Module, place: _Place, config: Any, *, has_prefix: bool) -> FoundSite:
     path = place.path
-    problems = list(_problems(attention))
+    problems = list(_problems(attention, has_prefix=has_prefix))
     form = find_form(attention)
     if problems or form is None:
         why = "; ".join(problems) or (
@@ -168,12 +170,12 @@ def _site(attention: nn.Module, place: _Place, config: Any) -> FoundSite:
     return FoundSite(site, form, shape)
 
 
-def _problems(attention: nn.Module) -> Iterator[str]:
+def _problems(attention: nn.Module, *, has_prefix: bool) -> Iterator[str]:
     for attribute, reason in REFUSALS:
         found = getattr(attention, attribute, None)
         if found is not None and found is not False:
             yield reason
-    if getattr(attention, "is_causal", True) is False:
+    if getattr(attention, "is_causal", True) is False and not has_prefix:
         yield "it is bidirectional (is_causal is False), and a recurrence reads from left to right"
     parameters = inspect.signature(attention.forward).parameters
     required = {

@@ -165,14 +165,16 @@ VISION_FAMILIES = (
         tokens=("<image_soft_token>", "<start_of_image>", "<end_of_image>"), image_token_index=IMAGE,
         boi_token_index=IMAGE + 1, eoi_token_index=IMAGE + 2, mm_tokens_per_image=4,
         caveat=BOTH_WAYS.format(what="tokens of an image")),
+    vlm("paligemma", "gemma2", SIGLIP, image_token_index=IMAGE, tie_word_embeddings=True, projection_dim=32,
+        hidden_size=32, vocab_size=VOCABULARY,
+        text={"query_pre_attn_scalar": 8, "tie_word_embeddings": True, **SLIDING},
+        caveat=BOTH_WAYS.format(what="prompt up to its first answer, images and question,")),
     vlm("mllama", "mllama_text_model", MLLAMA_VISION, image_token_index=IMAGE,
         text={"num_hidden_layers": 4, "cross_attention_layers": [1]}, caveat=CROSS_ATTENTION),
 )  # fmt: skip
 FAMILIES = (*TEXT_FAMILIES, *VISION_FAMILIES)
 
 UNTESTED = {
-    "paligemma": "refused: its attention reads the whole prompt in both directions, and its processor knows a prefix "
-    "and a suffix, not conversations",
     "mistral3, cohere2_vision, lfm2_vl": "their processors need torchvision, which the tests do without; their modules "
     "are understood",
     "fuyu, chameleon, emu3": "not tried with images yet: their processors make other inputs, or write more "

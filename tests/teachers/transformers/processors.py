@@ -143,6 +143,14 @@ def _gemma3(tokenizer: Any, template: str) -> Any:
     )
 
 
+def _paligemma(tokenizer: Any, template: str) -> Any:
+    """Without a chat template, as on the hub."""
+    del template
+    images = _pil("Siglip", size={"height": 16, "width": 16})
+    images.image_seq_length = 16
+    return transformers.PaliGemmaProcessor(images, _with_names(tokenizer, {"image_token": "<image>"}))
+
+
 def _mllama(tokenizer: Any, template: str) -> Any:
     images = _pil("Mllama", size={"height": 16, "width": 16}, max_image_tiles=4)
     tokenizer = _with_names(tokenizer, {"image_token": "<image>"})
@@ -175,6 +183,7 @@ MAKERS: dict[str, Callable[[Any, str], Any]] = {
     "janus": _janus,
     "gemma3": _gemma3,
     "mllama": _mllama,
+    "paligemma": _paligemma,
 }
 
 

@@ -59,7 +59,13 @@ def test_the_example_runs_and_its_student_answers(
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("gemma3", "reads the tokens of an image in both directions"), ("llava", None)]
+    ("name", "told"),
+    [
+        ("gemma3", "its attention reads the tokens of an image in both directions"),
+        ("paligemma", "its attention reads the prompt up to its first answer, images and question, in both directions"),
+        ("mllama", "its cross-attention layers are no sites"),
+        ("llava", None),
+    ],
 )
 def test_check_and_plan_tell_what_a_student_cannot_do(
     checkpoint: Callable[[str], Path], records: Path, tmp_path: Path, name: str, told: str | None
@@ -74,7 +80,7 @@ def test_check_and_plan_tell_what_a_student_cannot_do(
         result = CliRunner().invoke(app, [command, *arguments])
         assert result.exit_code == 0, result.output
         said = " ".join(result.output.split())
-        assert told is None or f"warning: '{name}': its attention {told}" in said
+        assert told is None or f"warning: '{name}': {told}" in said
         assert ("warning" in said) is (told is not None)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -58,6 +58,20 @@ def test_a_gate_inside_the_query_projection_is_not_taken_for_heads() -> None:
         sites("qwen3_next", layer_types=["linear_attention", "full_attention"])
 
 
+@pytest.mark.parametrize("text_type", ["gemma", "gemma2"])
+def test_a_bidirectional_prefix_is_no_reason_to_refuse_and_bidirectional_attention_is(text_type: str) -> None:
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CONFIG_MAPPING["paligemma"](
+        text_config={"model_type": text_type, **TEXT}, vision_config={"model_type": "siglip_vision_model", **vision}
+    )
+    assert config.text_config.use_bidirectional_attention
+    assert len(find_sites(empty_model(config))) == 2
+    (caveat,) = caveats(config)
+    assert "reads the prompt up to its first answer, images and question, in both directions" in caveat
+    with pytest.raises(CheckpointError, match=r"it is bidirectional \(is_causal is False\), and a recurrence reads"):
+        sites(text_type, use_bidirectional_attention=True)
+
+
 def test_only_the_softmax_sites_of_a_hybrid_are_offered() -> None:
     found = sites("lfm2", num_hidden_layers=4, layer_types=["conv", "full_attention", "conv", "full_attention"])
     assert [(one.site.index, one.site.layer, one.site.cache_index) for one in found] == [(0, 1, 1), (1, 3, 3)]

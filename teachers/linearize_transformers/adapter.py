@@ -18,7 +18,7 @@ from linearize.protocols import AttentionSite, AttentionWeights, Batch
 from linearize_transformers.batching import Batcher
 from linearize_transformers.config import TransformersTeacherConfig
 from linearize_transformers.facts import attention_weights
-from linearize_transformers.models import auto_class, empty_model
+from linearize_transformers.models import PROCESSOR_OPTIONS, auto_class, empty_model
 from linearize_transformers.prefix import PREFIX_MODELS, PrefixBatcher
 from linearize_transformers.prompt import Template
 from linearize_transformers.sites import FoundSite, find_sites
@@ -105,9 +105,8 @@ class TransformersAdapter:
     def _processor(self) -> Any:
         is_text_model = auto_class(self.config) is AutoModelForCausalLM
         auto: Any = AutoTokenizer if is_text_model else AutoProcessor
-        processor = self._read(
-            "tokenizer" if is_text_model else "processor", auto.from_pretrained, **self.options.processor
-        )
+        options = PROCESSOR_OPTIONS.get(self.config.model_type, {}) | self.options.processor
+        processor = self._read("tokenizer" if is_text_model else "processor", auto.from_pretrained, **options)
         if self.options.chat_template:
             processor.chat_template = self.options.chat_template
         tokenizer = getattr(processor, "tokenizer", processor)

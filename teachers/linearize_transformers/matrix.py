@@ -26,9 +26,9 @@ checkpoint = "HuggingFaceTB/SmolVLM-256M-Instruct"   # or a folder
 ```
 
 Conversations go through the checkpoint's own chat template and processor; the loss covers answers and the token that
-ends them. `paligemma` has no template: one is used that writes images, first token, question and a line break, then the
-answer and its end, as its processor does for one question; what follows the first answer is read causally. Processors of
-models that also take videos need `pip install 'linearize[vision]'`, even for still images.
+ends them. `paligemma` has no template: one is used that writes images, first token, question and a line break, then
+the answer and its end, as its processor does for one question; what follows the first answer is read causally.
+Processors of models that also take videos need `pip install 'linearize[vision]'`, even for still images.
 
 ## Tested
 
@@ -44,7 +44,9 @@ without, greedily, by sampling and with beams; a saved student loads with equal 
 
 {caveats}
 
-In these tests a stand-in takes the place of video processors, which need torchvision; still images never reach them.
+The tests need no torchvision: a stand-in takes the place of video processors, which still images never reach, and
+image processors that are written for it alone (`mistral3`, `cohere2_vision`, `lfm2_vl`) find the three functions that
+they call written out. Where torchvision is installed, the same tests use it.
 
 ## Not tested
 

@@ -20,6 +20,13 @@ TABLES: tuple[tuple[Any, Any], ...] = (
     (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, AutoModelForCausalLM),
 )
 
+PROCESSOR_OPTIONS: dict[str, dict[str, Any]] = {"mllama": {"backend": "pil"}}
+"""``config.model_type`` -> options of its processor that a recipe need not say.
+
+Mllama's image processor for torchvision fails, or gives images the shapes of others, when a conversation of the batch
+has no image (transformers 5.23); the one for Pillow does not.
+"""
+
 
 def model_classes() -> dict[str, str]:
     """``config.model_type`` -> "transformers:ModelClass" of every model that the adapter would load."""

@@ -1,7 +1,7 @@
 """Prefix language models: they read what stands before the first answer in both directions, and the rest causally.
 
-Their processors know one prefix and one suffix. Here a conversation of any number of turns is laid out as its text says:
-the prefix reaches up to the first answer, and whatever follows, later questions too, is suffix.
+Their processors know one prefix and one suffix. Here a conversation of any number of turns is laid out as its text
+says: the prefix reaches up to the first answer, and whatever follows, later questions too, is suffix.
 
 Letters: B rows, T tokens.
 """

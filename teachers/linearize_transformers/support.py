@@ -85,6 +85,10 @@ IDEFICS = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "
            "image_size": 16, "patch_size": 4}  # fmt: skip
 QWEN = {"depth": 1, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+PIXTRAL = {"model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+           "num_attention_heads": 2, "head_dim": 8, "image_size": 24, "patch_size": 4}  # fmt: skip
+SIGLIP2 = {"model_type": "siglip2_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+           "num_attention_heads": 2, "num_patches": 16, "patch_size": 4, "vision_use_head": False}  # fmt: skip
 MLLAMA_VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_global_layers": 1,
                  "attention_heads": 2, "image_size": 16, "patch_size": 4, "intermediate_layers_indices": [0],
                  "vision_output_dim": 32}  # fmt: skip
@@ -165,6 +169,15 @@ VISION_FAMILIES = (
         tokens=("<image_soft_token>", "<start_of_image>", "<end_of_image>"), image_token_index=IMAGE,
         boi_token_index=IMAGE + 1, eoi_token_index=IMAGE + 2, mm_tokens_per_image=4,
         caveat=BOTH_WAYS.format(what="tokens of an image")),
+    vlm("mistral3", "mistral", PIXTRAL, image="[IMG]", tokens=("[IMG]", "[IMG_BREAK]", "[IMG_END]"),
+        image_token_index=IMAGE, spatial_merge_size=2, text={"sliding_window": None}),
+    vlm("cohere2_vision", "cohere2", SIGLIP, text=SLIDING, image="<|IMG_PATCH|>", image_token_id=IMAGE,
+        tokens=("<|IMG_PATCH|>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_LINE_BREAK|>"),
+        alignment_intermediate_size=32),
+    vlm("lfm2_vl", "lfm2", SIGLIP2, image_token_id=IMAGE, projector_hidden_size=16,
+        tokens=("<image>", "<|image_start|>", "<|image_end|>", "<|img_thumbnail|>",
+                *(f"<|img_row_{row}_col_{column}|>" for row in range(1, 5) for column in range(1, 5))),
+        text={"num_hidden_layers": 4, "layer_types": ["conv", "full_attention", "conv", "full_attention"]}),
     vlm("paligemma", "gemma2", SIGLIP, image_token_index=IMAGE, tie_word_embeddings=True, projection_dim=32,
         hidden_size=32, vocab_size=VOCABULARY,
         text={"query_pre_attn_scalar": 8, "tie_word_embeddings": True, **SLIDING},
@@ -175,8 +188,6 @@ VISION_FAMILIES = (
 FAMILIES = (*TEXT_FAMILIES, *VISION_FAMILIES)
 
 UNTESTED = {
-    "mistral3, cohere2_vision, lfm2_vl": "their processors need torchvision, which the tests do without; their modules "
-    "are understood",
     "fuyu, chameleon, emu3": "not tried with images yet: their processors make other inputs, or write more "
     "than their chat template says",
 }

@@ -1,7 +1,7 @@
 """Real processor classes of the families with images, around the tests' tokenizer and images of a few pixels.
 
 Video processors need torchvision, which a CPU installation of these tests lacks, and a still image never reaches them:
-``StillsOnly`` stands in for them, and for nothing else.
+``StillsOnly`` stands in for them. Image processors that need it get what they call from ``without_torchvision``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import transformers
 import transformers.models.smolvlm.processing_smolvlm as smolvlm
+import without_torchvision
 from checkpoints import make_tokenizer
 from linearize_transformers.support import Family
 from transformers.models.auto import video_processing_auto
@@ -30,8 +31,10 @@ class StillsOnly(BaseVideoProcessor):
         return cls()
 
 
+video_processing_auto.AutoVideoProcessor.from_pretrained = StillsOnly.from_pretrained
 if not is_torchvision_available():
-    video_processing_auto.AutoVideoProcessor.from_pretrained = StillsOnly.from_pretrained
+    for package in ("cohere2_vision", "lfm2_vl", "pixtral"):
+        without_torchvision.bring(package, f"image_processing_{package}", f"processing_{package}")
     transformers.VideoProcessorMixin = transformers.BaseVideoProcessor = BaseVideoProcessor  # since 5.23, and before
 # SmolVLM's processor spells out the number of video frames and does not start without the package that does it.
 smolvlm.num2words = smolvlm.num2words or str
@@ -157,6 +160,25 @@ def _mllama(tokenizer: Any, template: str) -> Any:
     return transformers.MllamaProcessor(images, tokenizer, chat_template=template)
 
 
+def _mistral3(tokenizer: Any, template: str) -> Any:
+    images = _pil("Pixtral", size={"longest_edge": 24}, patch_size={"height": 4, "width": 4})
+    return transformers.PixtralProcessor(images, tokenizer, patch_size=4, spatial_merge_size=2, chat_template=template)
+
+
+def _cohere2_vision(tokenizer: Any, template: str) -> Any:
+    images = transformers.Cohere2VisionImageProcessor(size={"height": 16, "width": 16}, max_patches=2, patch_size=2)
+    names = {"image_token": "<|IMG_PATCH|>", "boi_token": "<|START_OF_IMG|>", "eoi_token": "<|END_OF_IMG|>",
+             "img_line_break_token": "<|IMG_LINE_BREAK|>"}  # fmt: skip
+    return transformers.Cohere2VisionProcessor(images, _with_names(tokenizer, names), chat_template=template)
+
+
+def _lfm2_vl(tokenizer: Any, template: str) -> Any:
+    images = transformers.Lfm2VlImageProcessor(
+        tile_size=16, encoder_patch_size=4, downsample_factor=2, min_image_tokens=1, max_image_tokens=4, max_tiles=4
+    )
+    return transformers.Lfm2VlProcessor(images, tokenizer, chat_template=template)
+
+
 def _with_names(tokenizer: Any, names: dict[str, str]) -> Any:
     """A copy of the tokenizer that knows its special tokens by name, as those of the hub do."""
     return transformers.PreTrainedTokenizerFast(
@@ -183,6 +205,9 @@ MAKERS: dict[str, Callable[[Any, str], Any]] = {
     "janus": _janus,
     "gemma3": _gemma3,
     "mllama": _mllama,
+    "mistral3": _mistral3,
+    "cohere2_vision": _cohere2_vision,
+    "lfm2_vl": _lfm2_vl,
     "paligemma": _paligemma,
 }
 

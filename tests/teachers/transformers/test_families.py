@@ -135,6 +135,9 @@ def test_a_saved_student_loads_with_equal_logits(
     batch = adapter.batch(student.conversations)
     save_student(student.model, tmp_path / "student")
     loaded = load_student(tmp_path / "student")
+    trained = {name for name, parameter in student.model.named_parameters() if parameter.requires_grad}
+    for name, parameter in loaded.named_parameters():  # torch rounds some products otherwise when one needs gradients
+        parameter.requires_grad_(name in trained)
     assert loaded.config.model_type == f"linearize_{family.model_type}"
     assert torch.equal(loaded(**batch.inputs).logits, student.model(**batch.inputs).logits)
 

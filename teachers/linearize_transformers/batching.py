@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,11 @@ from torch import Tensor
 from linearize.data.conversation import Conversation
 from linearize.errors import CheckpointError, DataError
 from linearize.protocols import TOKEN_IMAGE, TOKEN_PAD, TOKEN_TEXT, Batch
+from linearize_transformers.mllama import process_mllama
 from linearize_transformers.prompt import Prompt, Template
+
+OWN_WAYS: dict[str, Callable[..., dict[str, Tensor]]] = {"MllamaProcessor": process_mllama}
+"""Processor class -> what is called in its place, with (processor, texts, images, input_names, padding_side)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +108,10 @@ class Batcher:
     def _process(self, prompts: Sequence[Prompt], images: list[list[Any]], padding_side: str) -> dict[str, Tensor]:
         texts = [prompt.text for prompt in prompts]
         options = {"images": images} if any(images) else {}
+        own_way = OWN_WAYS.get(type(self.processor).__name__)
         try:
+            if own_way is not None:
+                return own_way(self.processor, texts, images, self.input_names, padding_side)
             outputs = self.processor(
                 text=texts, padding=True, padding_side=padding_side, return_tensors="pt", **self._special(texts[0]),
                 **options,

@@ -115,6 +115,23 @@ def test_the_number_of_tokens_is_known_for_images_of_sizes_that_were_met_and_of_
         assert adapter.num_tokens(conversation) == int(adapter.batch([conversation]).inputs["attention_mask"].sum())
 
 
+def test_mllama_is_asked_as_its_own_processor_would_ask(checkpoint: Callable[[str], Path]) -> None:
+    adapter = make_adapter(checkpoint("mllama"))
+    first, second = picture(40, 28), picture(9, 30)
+    conversations = [
+        Conversation((Turn("<image>\nhow many?", "two"), Turn("<image>\nred?", "one")), (first, second)),
+        Conversation((Turn("<image>\nblue?", "one"),), (second,)),
+    ]
+    texts = [adapter._batcher.template.prompt(one, for_generation=False).text for one in conversations]
+    own = adapter.processor()(
+        text=texts, images=[[first, second], [second]], padding=True, padding_side="right", return_tensors="pt"
+    )
+    batch = adapter.batch(conversations)
+    assert batch.inputs.keys() == own.keys()
+    for name, tensor in own.items():
+        assert torch.equal(batch.inputs[name], tensor), name
+
+
 @pytest.mark.filterwarnings("ignore:__array__")
 def test_a_prefix_model_is_asked_as_its_own_processor_would_ask(checkpoint: Callable[[str], Path]) -> None:
     adapter = make_adapter(checkpoint("paligemma"))

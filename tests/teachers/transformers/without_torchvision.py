@@ -1,6 +1,6 @@
 """Processors that transformers has for torchvision alone, run without it.
 
-A CPU installation of these tests lacks torchvision. Of all its functions these processors call three, which are written
+A CPU installation of these tests lacks torchvision. Of all its functions these processors call four, which are written
 out here; everything else, sizes, tiles, patches and text, is transformers' own code.
 """
 
@@ -13,6 +13,7 @@ import types
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
@@ -28,8 +29,21 @@ class InterpolationMode(enum.Enum):
     LANCZOS = "lanczos"
 
 
-def resize(image: Tensor, size: Any, interpolation: InterpolationMode, antialias: bool = True) -> Tensor:
-    """[..., C, H, W] to another height and width; in float32, and back to the dtype of the pixels."""
+def resize(
+    image: Tensor,
+    size: Any,
+    interpolation: InterpolationMode | int = InterpolationMode.BILINEAR,
+    max_size: int | None = None,
+    antialias: bool = True,
+) -> Tensor:
+    """[..., C, H, W] to another height and width; in float32, and back to the dtype of the pixels.
+
+    Args:
+        interpolation: or Pillow's number of it.
+    """
+    assert max_size is None
+    if isinstance(interpolation, int):
+        interpolation = InterpolationMode[Image.Resampling(interpolation).name]
     pixels = image.reshape(-1, *image.shape[-3:]).float()
     pixels = F.interpolate(pixels, tuple(size), mode=interpolation.value, antialias=antialias, align_corners=False)
     if not image.is_floating_point():
@@ -43,9 +57,17 @@ def normalize(image: Tensor, mean: Any, std: Any, inplace: bool = False) -> Tens
     return (image - mean) / std
 
 
-def pad(image: Tensor, padding: Any, fill: float | None = 0, padding_mode: str | None = "constant") -> Tensor:
+def pad(image: Tensor, padding: Any, fill: Any = 0, padding_mode: str | None = "constant") -> Tensor:
+    """With one number, or the same number for each channel."""
     left, top, right, bottom = padding
-    return F.pad(image, (left, right, top, bottom), mode=padding_mode or "constant", value=fill or 0)
+    values = set(fill) if isinstance(fill, list) else {fill or 0}
+    assert len(values) == 1
+    return F.pad(image, (left, right, top, bottom), mode=padding_mode or "constant", value=values.pop())
+
+
+def pil_to_tensor(image: Image.Image) -> Tensor:
+    """[C, H, W]; transformers before 5.23 calls it."""
+    return torch.from_numpy(np.array(image)).reshape(image.height, image.width, -1).permute(2, 0, 1).contiguous()
 
 
 def bring(package: str, *modules: str) -> None:
@@ -53,6 +75,7 @@ def bring(package: str, *modules: str) -> None:
     functional: Any = types.ModuleType("torchvision.transforms.v2.functional")
     functional.InterpolationMode = InterpolationMode
     functional.resize, functional.normalize, functional.pad = resize, normalize, pad
+    functional.pil_to_tensor = pil_to_tensor
     v2: Any = types.ModuleType("torchvision.transforms.v2")
     v2.functional = functional
     stand_ins = {

@@ -67,6 +67,8 @@ class AttentionWeights:
             all heads together (k: M for N). None without a norm.
         q_norm_bias, k_norm_bias: what is added after that; in the same shapes.
         norm: the kind of these norms; norm_eps: what they add to the mean square, or to the variance.
+        gate, gate_bias: [N*V, D] and [N*V]: the output is multiplied by sigmoid(gate · x + gate_bias) before the output
+            projection. None: it is not.
         scale: factor on q·k before the softmax.
         rope_theta: base of the rotary embedding; None without one.
         rope_style: which numbers of a head turn together: "half": i and i + width/2; "interleaved": 2i and 2i + 1.
@@ -86,6 +88,8 @@ class AttentionWeights:
     k_norm: Tensor | None = None
     q_norm_bias: Tensor | None = None
     k_norm_bias: Tensor | None = None
+    gate: Tensor | None = None
+    gate_bias: Tensor | None = None
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = 1e-6
     scale: float
@@ -98,7 +102,7 @@ class AttentionWeights:
         """Every tensor that is there, by field name: what a seeder has to account for."""
         named = {name: getattr(self, name) for name in
                  ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias",
-                  "q_norm", "k_norm", "q_norm_bias", "k_norm_bias")}  # fmt: skip
+                  "q_norm", "k_norm", "q_norm_bias", "k_norm_bias", "gate", "gate_bias")}  # fmt: skip
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 

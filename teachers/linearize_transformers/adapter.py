@@ -66,7 +66,7 @@ class TransformersAdapter:
 
     def caveats(self) -> list[str]:
         """What a linear site cannot do that this model's attention does."""
-        return caveats(self.config)
+        return caveats(self.config, [found.form for found in self._found.values()])
 
     def load(self, *, dtype: torch.dtype, device: torch.device | str) -> Any:
         """The model in eval mode."""

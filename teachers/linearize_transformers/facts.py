@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from linearize.protocols import AttentionWeights
-from linearize_transformers.attention import find_norms, has_rope, read_norm, rotary_style, separate
+from linearize_transformers.attention import find_norms, has_rope, output_gate, read_norm, rotary_style, separate
 from linearize_transformers.sites import FoundSite
 
 
@@ -19,8 +19,12 @@ def attention_weights(attention: Any, found: FoundSite, config: Any) -> Attentio
     """
     (q, k, v), (q_bias, k_bias, v_bias) = separate(attention, found.form, found.shape)
     output = getattr(attention, found.form.output)
-    norms = [None if norm is None else read_norm(norm, _norm_shape(norm)) for norm in find_norms(attention)]
+    norms = [
+        None if norm is None else read_norm(norm, _norm_shape(norm, found.shape.key_dim), output.weight)
+        for norm in find_norms(attention)
+    ]
     q_norm, k_norm = norms
+    gate, gate_bias = output_gate(attention, found.form, found.shape)
     return AttentionWeights(
         q=q,
         k=k,
@@ -34,6 +38,8 @@ def attention_weights(attention: Any, found: FoundSite, config: Any) -> Attentio
         k_norm=None if k_norm is None else k_norm.weight,
         q_norm_bias=None if q_norm is None else q_norm.bias,
         k_norm_bias=None if k_norm is None else k_norm.bias,
+        gate=gate,
+        gate_bias=gate_bias,
         norm="rms" if q_norm is None else q_norm.kind,
         norm_eps=1e-6 if q_norm is None else q_norm.eps,
         scale=float(getattr(attention, "scaling", found.shape.key_dim**-0.5)),
@@ -70,5 +76,7 @@ def _rope_theta(attention: Any, found: FoundSite, config: Any) -> float | None:
     return None if theta is None else float(theta)
 
 
-def _norm_shape(norm: nn.Module) -> tuple[int, ...]:
-    return tuple(next(norm.parameters()).shape)
+def _norm_shape(norm: nn.Module, key_dim: int) -> tuple[int, ...]:
+    """A norm without a weight is over each head by itself."""
+    parameter = next(norm.parameters(), None)
+    return (key_dim,) if parameter is None else tuple(parameter.shape)

@@ -70,16 +70,16 @@ with softmax attention are sites.
 
 def support_page() -> str:
     """The page as Markdown."""
-    noted = [family for family in FAMILIES if family.caveat]
+    noted = list(dict.fromkeys(family.caveat for family in FAMILIES if family.caveat))
     return PAGE.format(
         rows="\n".join(_row(family, noted) for family in FAMILIES),
-        caveats="\n".join(f"{number}. {family.caveat}." for number, family in enumerate(noted, start=1)),
+        caveats="\n".join(f"{number}. {caveat}." for number, caveat in enumerate(noted, start=1)),
         untested="\n".join(f"- `{name}`: {why}." for name, why in UNTESTED.items()),
         refusals="\n".join(f"- {why};" for _, why in REFUSALS),
     )
 
 
-def _row(family: Family, noted: list[Family]) -> str:
+def _row(family: Family, noted: list[str]) -> str:
     config = CONFIG_MAPPING[family.model_type](**family.config)
     model = empty_model(config)
     found = find_sites(model)
@@ -94,7 +94,7 @@ def _row(family: Family, noted: list[Family]) -> str:
         "q, k" if find_norms(modules[0])[0] is not None else "",
         _windows(windows),
         _positions(modules, text_config),
-        f"{noted.index(family) + 1}" if family.caveat else "",
+        f"{noted.index(family.caveat) + 1}" if family.caveat else "",
     )
     return f"| {' | '.join(cells)} |"
 

@@ -32,12 +32,19 @@ ATTENTION_NAMES = ("self_attn", "attention", "attn")
 OTHER_MIXERS = ("linear_attn", "conv", "short_conv", "mamba", "cross_attn")
 """What stands in a decoder layer in the place of softmax self-attention: linear already, or reading other tokens."""
 
+RECURRENT_CACHE_ARGUMENT = "cache_params"
+"""What an attention takes for its cache when it is linear already, under whatever name it stands in its layer."""
+NEXT = (
+    "Take another checkpoint (docs/teachers.md lists what was tried), or write a teacher plug-in for this one "
+    "(docs/plugins.md)."
+)
+
 CACHE_ARGUMENTS = ("past_key_values", "layer_past")
 REQUIRED_ARGUMENTS = frozenset({"hidden_states", "attention_mask", "position_embeddings"})
 
 REFUSALS: tuple[tuple[str, str], ...] = (
     ("kv_b_proj", "multi-head latent attention (MLA): keys and values are expanded from a shared latent, so no "
-     "projection of the hidden state gives k and v to seed from; this needs an adapter of its own"),
+     "projection of the hidden state gives k and v to seed from"),
     ("is_kv_shared_layer", "keys and values that later layers read instead of their own (cross-layer KV sharing): a "
      "linear site leaves none behind for them"),
     ("sinks", "attention sinks: learned logits beside the keys, which no mixer stands in for yet"),
@@ -70,20 +77,22 @@ def find_sites(model: nn.Module) -> list[FoundSite]:
     path, layers = _decoder_layers(model)
     found: list[FoundSite] = []
     for number, layer in enumerate(layers):
-        name = next((name for name in ATTENTION_NAMES if hasattr(layer, name)), None)
+        name = next((name for name in ATTENTION_NAMES if getattr(layer, name, None) is not None), None)
         if name is None:
-            if not any(hasattr(layer, other) for other in OTHER_MIXERS):
-                raise CheckpointError(
+            if not any(getattr(layer, other, None) is not None for other in OTHER_MIXERS):
+                raise _refusal(
                     f"{path}.{number} is a {type(layer).__name__} with {_children(layer)}; an attention under one of "
                     f"the names {', '.join(ATTENTION_NAMES)} was due, or a mixer that is none "
-                    f"({', '.join(OTHER_MIXERS)}). Such a model needs a teacher plug-in of its own."
+                    f"({', '.join(OTHER_MIXERS)})"
                 )
+            continue
+        if RECURRENT_CACHE_ARGUMENT in inspect.signature(getattr(layer, name).forward).parameters:
             continue
         where = _Place(path=f"{path}.{number}.{name}", layer=number, num_layers=len(layers), index=len(found))
         has_prefix = config.model_type in PREFIX_MODELS
         found.append(_site(getattr(layer, name), where, text_config, has_prefix=has_prefix))
     if not found:
-        raise CheckpointError(
+        raise _refusal(
             f"none of the {len(layers)} layers of this '{config.model_type}' model has softmax self-attention "
             f"({path}.0 has {_children(layers[0])}): there is nothing to make linear"
         )
@@ -93,7 +102,7 @@ def find_sites(model: nn.Module) -> list[FoundSite]:
 def _decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     if decoder is None:
-        raise CheckpointError(f"{type(model).__name__} has no get_decoder(): its text decoder cannot be found")
+        raise _refusal(f"{type(model).__name__} has no get_decoder(): its text decoder cannot be found")
     root = next(name for name, module in model.named_modules() if module is decoder)
     lists = [
         (name, module)
@@ -102,20 +111,18 @@ def _decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
     ]
     who = f"the decoder of {type(model).__name__} ({root or 'the model itself'}, a {type(decoder).__name__})"
     if not lists:
-        raise CheckpointError(
+        raise _refusal(
             f"{who} has no layers with softmax attention under one of the names {', '.join(ATTENTION_NAMES)}: there is "
             f"nothing to make linear, or it is called otherwise; the decoder holds {_children(decoder)}"
         )
     if len(lists) > 1:
-        raise CheckpointError(
-            f"{who} has {len(lists)} lists of layers, {', '.join(name for name, _ in lists)}; one was due"
-        )
+        raise _refusal(f"{who} has {len(lists)} lists of layers, {', '.join(name for name, _ in lists)}; one was due")
     name, layers = lists[0]
     return ".".join(part for part in (root, name) if part), layers
 
 
 def _is_decoder_layer(module: nn.Module) -> bool:
-    return any(hasattr(module, name) for name in (*ATTENTION_NAMES, *OTHER_MIXERS))
+    return any(getattr(module, name, None) is not None for name in (*ATTENTION_NAMES, *OTHER_MIXERS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,19 +142,19 @@ def _site(attention: nn.Module, place: _Place, config: Any, *, has_prefix: bool)
             f"its children are {_children(attention)}, while the known forms are "
             + "; ".join(f"{', '.join(known.projections)} and {known.output}" for known in FORMS)
         )
-        raise CheckpointError(f"{path} ({type(attention).__name__}) cannot become a linear site: {why}")
+        raise _refusal(f"{path} ({type(attention).__name__}) cannot become a linear site: {why}")
     unclaimed = unclaimed_tensors(attention, form)
     if unclaimed:
-        raise CheckpointError(
+        raise _refusal(
             f"{path} ({type(attention).__name__}) cannot become a linear site: beside its projections and norms it has "
             f"{', '.join(unclaimed)}, and what those do is not known"
         )
     shape = head_shape(attention, form, config)
     if not fits(attention, form, shape):
-        raise CheckpointError(
+        raise _refusal(
             f"{path} ({type(attention).__name__}) cannot become a linear site: its projections do not have the sizes "
             f"of {shape.num_heads} query and {shape.num_key_value_heads} key-value heads of widths {shape.key_dim} and "
-            f"{shape.value_dim}, as with an output gate inside the query projection"
+            f"{shape.value_dim}"
         )
     parameters = inspect.signature(attention.forward).parameters
     site = AttentionSite(
@@ -187,6 +194,10 @@ def _problems(attention: nn.Module, *, has_prefix: bool) -> Iterator[str]:
         yield f"its forward takes {', '.join(parameters)}; hidden_states and past_key_values were due"
     elif unknown := sorted(required - REQUIRED_ARGUMENTS):
         yield f"its forward requires {', '.join(unknown)}, which a mixer knows nothing of"
+
+
+def _refusal(why: str) -> CheckpointError:
+    return CheckpointError(f"{why}. {NEXT}")
 
 
 def _children(module: nn.Module) -> str:

@@ -5,8 +5,11 @@ A family that is not here is converted all the same when its modules are underst
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from linearize_transformers.attention import Form
 
 VOCABULARY = 320
 PAD, BOS, EOS, TURN_START, TURN_END, IMAGE = range(6)
@@ -19,6 +22,13 @@ TEXT: dict[str, Any] = {
 }  # fmt: skip
 SLIDING: dict[str, Any] = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
 
+DELTA_NET: dict[str, Any] = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+             "linear_value_head_dim": 8, "linear_conv_kernel_dim": 3}  # fmt: skip
+
+GATED = (
+    "its attention multiplies its output by a sigmoid gate of its input, and a mixer that takes its place has none of "
+    "the teacher's: the student begins further from its teacher, and distillation has to make up for it"
+)
 BOTH_WAYS = (
     "its attention reads the {what} in both directions, a linear site only from left to right: the student sees less "
     "at those tokens than the teacher did, and distillation has to make up for it"
@@ -48,9 +58,9 @@ class Family:
     caveat: str = ""
 
 
-def text(model_type: str, **changes: Any) -> Family:
+def text(model_type: str, caveat: str = "", **changes: Any) -> Family:
     """A text LLM of the common shape, with changes."""
-    return Family(model_type=model_type, config=TEXT | changes)
+    return Family(model_type=model_type, config=TEXT | changes, caveat=caveat)
 
 
 TEXT_FAMILIES = (
@@ -74,6 +84,18 @@ TEXT_FAMILIES = (
     text("persimmon", partial_rotary_factor=0.5),
     text("qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16),
     text("mixtral", num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
+    text(
+        "qwen3_next",
+        num_hidden_layers=4,
+        layer_types=["linear_attention", "full_attention"] * 2,
+        **DELTA_NET,
+        partial_rotary_factor=0.5,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+        caveat=GATED,
+    ),
     text("lfm2", num_hidden_layers=4, layer_types=["conv", "full_attention", "conv", "full_attention"]),
 )
 
@@ -178,6 +200,11 @@ VISION_FAMILIES = (
         tokens=("<image>", "<|image_start|>", "<|image_end|>", "<|img_thumbnail|>",
                 *(f"<|img_row_{row}_col_{column}|>" for row in range(1, 5) for column in range(1, 5))),
         text={"num_hidden_layers": 4, "layer_types": ["conv", "full_attention", "conv", "full_attention"]}),
+    vlm("qwen3_5", "qwen3_5_text",
+        QWEN | {"hidden_size": 16, "intermediate_size": 16, "out_hidden_size": 32, "num_position_embeddings": 16},
+        image=QWEN_IMAGE, tokens=QWEN_TOKENS, **QWEN_IDS, caveat=GATED,
+        text={"num_hidden_layers": 4, "layer_types": ["linear_attention", "full_attention"] * 2, **DELTA_NET,
+              "rope_parameters": MROPE | {"partial_rotary_factor": 1.0}}),
     vlm("paligemma", "gemma2", SIGLIP, image_token_index=IMAGE, tie_word_embeddings=True, projection_dim=32,
         hidden_size=32, vocab_size=VOCABULARY,
         text={"query_pre_attn_scalar": 8, "tie_word_embeddings": True, **SLIDING},
@@ -194,10 +221,10 @@ UNTESTED = {
 """Model types that somebody may look for -> why they are not in the table."""
 
 
-def caveats(config: Any) -> list[str]:
-    """What to tell before a model of this configuration is converted."""
-    return [
-        f"'{family.model_type}': {family.caveat}"
-        for family in FAMILIES
-        if family.caveat and family.model_type == config.model_type
-    ]
+def caveats(config: Any, forms: Sequence[Form]) -> list[str]:
+    """What to tell before a model of this configuration, with sites of these forms, is converted."""
+    types = (config.model_type, config.get_text_config(decoder=True).model_type)
+    told = [family.caveat for family in FAMILIES if family.caveat and family.model_type in types]
+    if any(form.gate_in_query for form in forms):
+        told.append(GATED)
+    return [f"'{config.model_type}': {caveat}" for caveat in dict.fromkeys(told)]

@@ -198,6 +198,7 @@ MAKERS: dict[str, Callable[[Any, str], Any]] = {
     "qwen2_5_vl": _qwen("Qwen2_5_VLProcessor"),
     "qwen3_vl": _qwen("Qwen3VLProcessor"),
     "qwen3_vl_moe": _qwen("Qwen3VLProcessor"),
+    "qwen3_5": _qwen("Qwen3VLProcessor"),
     "glm4v": _glm4v,
     "aya_vision": _aya_vision,
     "ovis2": _ovis2,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from linearize.protocols import AttentionSite, Batch
+from linearize.student.site import rotary_angles
 
 Call = tuple[Tensor, tuple[Tensor, Tensor] | None, Tensor, Tensor]
 
@@ -28,7 +29,8 @@ def record_sites(model: Any, sites: Sequence[AttentionSite], batch: Batch) -> di
         projection = attention.get_submodule(site.output_projection)
 
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            inputs[site.index] = (args[0] if args else kwargs["hidden_states"], kwargs.get("position_embeddings"))
+            x_BTD = args[0] if args else kwargs["hidden_states"]
+            inputs[site.index] = (x_BTD, rotary_angles(kwargs.get("position_embeddings")))
 
         def project(_: nn.Module, args: tuple[Any, ...]) -> None:
             before[site.index] = args[0]

@@ -79,7 +79,9 @@ GATE_IN_QUERY = frozenset({"Qwen3NextAttention", "Qwen3_5Attention", "Qwen3_5Moe
 """Attentions of the form GATED; their modules have no other names than those without a gate."""
 ROTATIONS = ("rotate_half_llm", "rotate_half")
 """Functions that turn pairs of numbers; where a module has the first, the other one is its vision tower's."""
-NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"))
+COMPLEX_ROTATIONS = frozenset({"Llama4TextAttention"})
+"""Attentions that turn pairs by multiplication with complex numbers: numbers side by side are a pair."""
+NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"), ("qk_norm", "qk_norm"))
 
 
 def find_form(attention: nn.Module) -> Form | None:
@@ -225,6 +227,8 @@ def rotary_style(attention: nn.Module) -> Literal["half", "interleaved"]:
 
     Read off the function that the attention's own module rotates with.
     """
+    if type(attention).__name__ in COMPLEX_ROTATIONS:
+        return "interleaved"
     module = sys.modules[type(attention).__module__]
     rotate = next((getattr(module, name) for name in ROTATIONS if hasattr(module, name)), None)
     if rotate is None:

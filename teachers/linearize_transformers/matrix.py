@@ -62,9 +62,9 @@ A model is refused by its configuration, before a weight is loaded, when one of 
 - a tensor that is neither projection nor norm of queries and keys, or projections that do not fit its heads;
 - an argument without default that the decoders above do not pass;
 
-or when no layer has softmax self-attention, the decoder reads an encoder's keys and values, or layers hold neither
-attention nor a mixer that is known. In a hybrid, the layers that are linear already are left alone and only those
-with softmax attention are sites.
+or when no layer has softmax self-attention, the decoder reads an encoder's keys and values, layers hold neither
+attention nor a mixer that is known, or both side by side, or transformers loads it with the class of another model
+type. In a hybrid, the layers that are linear already are left alone and only those with softmax attention are sites.
 """
 
 

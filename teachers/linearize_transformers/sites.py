@@ -40,7 +40,7 @@ NEXT = (
 )
 
 CACHE_ARGUMENTS = ("past_key_values", "layer_past")
-REQUIRED_ARGUMENTS = frozenset({"hidden_states", "attention_mask", "position_embeddings"})
+REQUIRED_ARGUMENTS = frozenset({"hidden_states", "attention_mask", "position_embeddings", "position_ids"})
 
 REFUSALS: tuple[tuple[str, str], ...] = (
     ("kv_b_proj", "multi-head latent attention (MLA): keys and values are expanded from a shared latent, so no "
@@ -88,6 +88,12 @@ def find_sites(model: nn.Module) -> list[FoundSite]:
             continue
         if RECURRENT_CACHE_ARGUMENT in inspect.signature(getattr(layer, name).forward).parameters:
             continue
+        beside = next((other for other in OTHER_MIXERS if getattr(layer, other, None) is not None), None)
+        if beside is not None:
+            raise _refusal(
+                f"{path}.{number} ({type(layer).__name__}) has both '{name}' and '{beside}', which work side by side "
+                "and share one slot of the cache: a linear site would take it from both"
+            )
         where = _Place(path=f"{path}.{number}.{name}", layer=number, num_layers=len(layers), index=len(found))
         has_prefix = config.model_type in PREFIX_MODELS
         found.append(_site(getattr(layer, name), where, text_config, has_prefix=has_prefix))

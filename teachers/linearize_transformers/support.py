@@ -29,6 +29,14 @@ GATED = (
     "its attention multiplies its output by a sigmoid gate of its input, and a mixer that takes its place has none of "
     "the teacher's: the student begins further from its teacher, and distillation has to make up for it"
 )
+SCALED_BY_POSITION = (
+    "its attention sharpens with the position of a token beyond the context that it was first trained with, a linear "
+    "site does not"
+)
+CHUNKED = (
+    "its layers with positions see no further back than the beginning of the chunk that a token is in, and those "
+    "without sharpen with the position; a linear site does neither"
+)
 BOTH_WAYS = (
     "its attention reads the {what} in both directions, a linear site only from left to right: the student sees less "
     "at those tokens than the teacher did, and distillation has to make up for it"
@@ -68,6 +76,25 @@ TEXT_FAMILIES = (
     text("qwen2"),
     text("qwen3"),
     text("mistral", sliding_window=6),
+    text(
+        "ministral3",
+        sliding_window=None,
+        caveat=SCALED_BY_POSITION,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "llama_4_scaling_beta": 0.1,
+            "original_max_position_embeddings": 512,
+        },
+    ),
+    text(
+        "llama4_text",
+        intermediate_size_mlp=48,
+        num_local_experts=2,
+        no_rope_layers=[1, 0],
+        attention_chunk_size=512,
+        caveat=CHUNKED,
+    ),
     text("smollm3", num_hidden_layers=4, no_rope_layer_interval=2, no_rope_layers=None),
     text("olmo2"),
     text("gemma2", query_pre_attn_scalar=8, tie_word_embeddings=True, **SLIDING),
@@ -215,6 +242,9 @@ VISION_FAMILIES = (
 FAMILIES = (*TEXT_FAMILIES, *VISION_FAMILIES)
 
 UNTESTED = {
+    "llama4": "its image processor gives pixels in bfloat16, and its vision tower takes none of another dtype than its "
+    "own, so that `run.dtype` has to be bfloat16, which these tests do not try with images; its text model is tested",
+    "falcon_h1": "refused: attention and Mamba-2 work side by side in each layer and share one slot of the cache",
     "fuyu, chameleon, emu3": "not tried with images yet: their processors make other inputs, or write more "
     "than their chat template says",
 }

@@ -71,6 +71,11 @@ def with_a_layer_of_another_kind(model: Any) -> None:
     model.model.layers[1] = nn.Sequential(nn.Linear(2, 2))
 
 
+def with_a_mixer_beside(model: Any) -> None:
+    """As in Falcon-H1."""
+    model.model.layers[1].mamba = nn.Linear(2, 2)
+
+
 def with_two_stacks(model: Any) -> None:
     model.model.more = nn.ModuleList([model.model.layers[1]])
 
@@ -83,6 +88,7 @@ def with_two_stacks(model: Any) -> None:
         (with_an_indexer, r"layers\.1.*a learned choice of keys \(sparse attention\)"),
         (with_other_arguments, r"layers\.1.*its forward takes x; hidden_states and past_key_values were due"),
         (with_a_layer_of_another_kind, r"layers\.1 is a Sequential with 0; an attention under one of the"),
+        (with_a_mixer_beside, r"layers\.1 \(LlamaDecoderLayer\) has both 'self_attn' and 'mamba', which work side by"),
         (with_two_stacks, r"\(model, a LlamaModel\) has 2 lists of layers, layers, more; one was due"),
     ],
 )  # fmt: skip
@@ -182,6 +188,16 @@ def test_models_without_a_decoder_of_their_own_are_refused(config: Any, message:
     if isinstance(config, BertConfig):
         config.model_type = "no_such_type"
     with pytest.raises(CheckpointError, match=message):
+        empty_model(config)
+
+
+def test_a_model_that_transformers_loads_as_another_type_is_refused_before_it_is_trained() -> None:
+    """As InternLM 3, whose class is Llama's: its student could not be saved."""
+    config = CONFIG_MAPPING["llama"](**TEXT)
+    config.model_type = "mistral"
+    with pytest.raises(
+        CheckpointError, match=r"loads 'mistral' as a LlamaForCausalLM.*of 'llama'.*take a checkpoint of"
+    ):
         empty_model(config)
 
 

@@ -68,7 +68,7 @@ def run_cells(comparison: Comparison, folder: ComparisonFolder, display: Display
         display.note(label)
         job = {
             "kind": "run", "tables": cell.tables(seed), "folder": str(folder.run(cell, seed).path),
-            "failure": str(folder.failure(cell, seed)),
+            "failure": str(folder.failure(cell, seed)), "teacher_answers": str(folder.teacher),
         }  # fmt: skip
         told = _work(job, folder.log(cell, seed), show=show)
         # A process may still crash while it ends, with nothing left to do.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,18 @@ class Asked:
         return folder / "answers" / f"{file_name(self.benchmark_name, self.task, self.difficulty, what)}.json"
 
 
+@dataclass(frozen=True, slots=True)
+class SharedAnswers:
+    """The teacher's answers, kept for all runs that ask the same teacher the same questions in the same way.
+
+    Attributes:
+        key: names the teacher's weights and how it is asked; answers under another key are not taken.
+    """
+
+    folder: Path
+    key: str
+
+
 def evaluate(
     model: Any,
     adapter: TeacherAdapter,
@@ -56,6 +69,7 @@ def evaluate(
     dial_questions: int = 0,
     num_examples: int = 3,
     key: str = "",
+    shared: SharedAnswers | None = None,
 ) -> dict[str, Any]:
     """The scores of a converted model against its own teacher route; also written to ``folder``/summary.json.
 
@@ -65,6 +79,7 @@ def evaluate(
         dial_questions: questions per position of a difficulty dial; 0 turns no dial.
         num_examples: questions per task that are kept with image and both answers.
         key: names the weights; stored work under another key, or of other questions, is done anew.
+        shared: where the teacher's answers are looked for, and put, besides; None: in ``folder`` alone.
 
     Returns:
         tasks.<name>: teacher, student (shares of right answers), retention (None where the teacher's is 0), questions,
@@ -76,7 +91,7 @@ def evaluate(
         DataError: there is no benchmark, or a task without questions.
     """
     asked = list_questions(benchmarks, dial_questions)
-    work = _Work(model, adapter, batch_size, max_new_tokens, folder, key, _Counter(progress, asked))
+    work = _Work(model, adapter, batch_size, max_new_tokens, folder, key, shared, _Counter(progress, asked))
     tasks: dict[str, dict[str, Any]] = {}
     dials: dict[str, list[dict[str, Any]]] = {}
     scores: list[TaskScore] = []
@@ -178,34 +193,37 @@ class _Work:
     max_new_tokens: int
     folder: Path
     key: str
+    shared: SharedAnswers | None
     counter: _Counter
 
     def answers(self, item: Asked, role: str) -> list[dict[str, Any]]:
         """One {"answer", "correct"} per question of the teacher's or the student's route."""
         label = f"{_label(item)}: {role} answers"
-        path = item.file(self.folder, role)
         identity = {**self._identity(item), "role": role, "max_new_tokens": self.max_new_tokens}
-        if (stored := _same(path, identity)) is not None:
+        places = [(item.file(self.folder, role), identity)]
+        if self.shared is not None and role == "teacher":
+            places.append((item.file(self.shared.folder, role), {**identity, "key": self.shared.key}))
+        stored = [_same(path, due) for path, due in places]
+        answers: list[dict[str, Any]] | None = next((list(one["answers"]) for one in stored if one is not None), None)
+        if answers is None:
+            answers = self._ask(item, role, label)
+        else:
             self.counter.add(label, len(item.questions))
-            return list(stored["answers"])
+        for (path, due), one in zip(places, stored, strict=True):
+            if one is None:
+                write_json(path, {**due, "answers": answers})
+        return answers
 
-        def ask() -> list[str]:
-            return generate_answers(
+    def _ask(self, item: Asked, role: str, label: str) -> list[dict[str, Any]]:
+        with teacher_route(self.model) if role == "teacher" else nullcontext():
+            texts = generate_answers(
                 self.model, self.adapter, item.questions, batch_size=self.batch_size,
                 max_new_tokens=self.max_new_tokens, progress=lambda count: self.counter.add(label, count),
             )  # fmt: skip
-
-        if role == "teacher":
-            with teacher_route(self.model):
-                texts = ask()
-        else:
-            texts = ask()
-        answers = [
+        return [
             {"answer": text, "correct": bool(item.benchmark.is_correct(question, text))}
             for question, text in zip(item.questions, texts, strict=True)
         ]
-        write_json(path, {**identity, "answers": answers})
-        return answers
 
     def agreement(self, item: Asked) -> Agreement:
         """KL and top-1 agreement on the right answers."""

@@ -53,7 +53,7 @@ def pair(name: str) -> tuple[Any, Any, SeedReport]:
             # What a mixer has of its own may be drawn, or spread over its heads: the same for both here.
             if ours.shape == theirs.shape:
                 ours.copy_(theirs)
-            elif path.startswith(("k_map", "keep_bound")):
+            elif path.startswith(("k_map", "keep_bound", "slot_proj", "slot_bias")):
                 ours.copy_(repeat_for_query_heads(theirs, SITE))
     return grouped.double(), own.double(), report
 
@@ -61,7 +61,7 @@ def pair(name: str) -> tuple[Any, Any, SeedReport]:
 def test_every_mixer_over_linear_mixing_has_the_option() -> None:
     assert {
         "mamba2", "simple_gla", "retnet", "lightning", "gla", "hgrn2", "delta_net", "gated_delta_net", "kda",
-        "feature_map",
+        "feature_map", "mamba3", "gsa",
     } <= set(SPECS)  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def test_rows_are_repeated_head_by_head_as_query_heads_read_them() -> None:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_own_heads_add_the_parameters_of_the_copies_and_no_state_but_the_convolutions(name: str) -> None:
+def test_own_heads_add_the_parameters_of_the_copies_and_no_state_but_that_of_keys_and_values(name: str) -> None:
     options = {"conv_width": 2}
     grouped, own = build(name, **options), build(name, **options, key_value_heads="per_query")
     assert own.k_proj.weight.shape == (N * K, D)
@@ -83,11 +83,17 @@ def test_own_heads_add_the_parameters_of_the_copies_and_no_state_but_the_convolu
         added += (N - M) * (K * K + K)
     if name == "hgrn2":
         added += N - M
+    slots = SPECS["gsa"].config_class()().num_slots  # type: ignore[attr-defined]
+    if name == "gsa":
+        added += (N - M) * slots * (D + 1)
+    # The convolution's channels, Mamba-3's last value, and slots, which belong to key-value heads.
+    more = {"conv": further, "last_value": (N - M) * V,
+            "slot_keys": (N - M) * K * slots, "slot_values": (N - M) * slots * V}  # fmt: skip
     counts = [sum(parameter.numel() for parameter in mixer.parameters()) for mixer in (grouped, own)]
     assert counts[1] - counts[0] == added
     states = [mixer(torch.zeros(1, 3, D))[1] for mixer in (grouped, own)]
     for key, state in states[0].items():
-        assert states[1][key].numel() - state.numel() == (further if key == "conv" else 0)
+        assert states[1][key].numel() - state.numel() == more.get(key, 0)
 
 
 @pytest.mark.parametrize("name", SPECS)

@@ -6,6 +6,7 @@ torch is imported when one of them is called.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,9 @@ def load_teacher(
     except ValidationError as error:
         raise RecipeError(f"load_teacher('{type}')", describe_validation(error, config_class)) from None
     adapter: TeacherAdapter = spec.builder()(config)
+    told: Any = getattr(adapter, "caveats", tuple)
+    for caveat in told():
+        warnings.warn(caveat, stacklevel=2)
     model = adapter.load(dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype, device=device)
     return Teacher(model.eval(), adapter.processor(), adapter)
 
@@ -207,6 +211,8 @@ def compare(
     try:
         with disk_errors(folder.path), folder.locked():
             most_jobs = folder.claim(comparison, jobs)
+            for caveat in comparison.cells[0].checked.plan.caveats:  # of the teacher, which all cells share
+                shown.warn(caveat)
             failures = run_cells(comparison, folder, shown, show=display is not None and jobs == 1, jobs=jobs)
             speed = measure_speed(comparison, folder, shown, show=display is not None)
             result = collect(comparison, folder, failures, speed, most_jobs)

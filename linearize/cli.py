@@ -122,6 +122,8 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
         plan = checked.plan
         stages = ", ".join(stage.stage.name for stage in plan.stages)
         typer.echo(f"{recipe} is OK: {len(plan.linear)} of {len(plan.sites)} sites become linear; stages: {stages}")
+        for caveat in plan.caveats:
+            typer.echo(f"warning: {caveat}")
 
 
 @app.command()

@@ -84,7 +84,9 @@ class SilentDisplay:
         self._log.warning(text)
 
     def plan(self, recipe: LoadedRecipe, plan: Plan, model: Any = None, device: Any = None) -> None:
-        """Says nothing."""
+        """Logs the caveats as warnings."""
+        for caveat in plan.caveats:
+            self.warn(caveat)
 
     def stage_started(self, number: int, planned: StagePlan) -> None:
         """Says nothing."""
@@ -144,10 +146,12 @@ class ConsoleDisplay:
         self._line(f"warning: {text}", style="yellow")
 
     def plan(self, recipe: LoadedRecipe, plan: Plan, model: Any = None, device: Any = None) -> None:
-        """The plan's tables, unless brief."""
+        """The plan's tables and caveats, unless brief."""
         self._num_stages = len(plan.stages)
         if not self._brief:
             self.console.print(plan_tables(recipe, plan, model, device))
+            for caveat in plan.caveats:
+                self.warn(caveat)
 
     def stage_started(self, number: int, planned: StagePlan) -> None:
         """Starts the bar."""

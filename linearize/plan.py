@@ -45,6 +45,7 @@ class Plan:
     Attributes:
         mixer_parameters: parameters of one site's mixer.
         state_bytes: size of one sequence's recurrent state over all linear sites, in bytes; constant in its length.
+        caveats: what the student will not do as its teacher does, whatever it is trained on; told with the plan.
     """
 
     sites: tuple[AttentionSite, ...]
@@ -52,6 +53,7 @@ class Plan:
     stages: tuple[StagePlan, ...]
     mixer_parameters: int
     state_bytes: int
+    caveats: tuple[str, ...] = ()
 
     def sites_with_mixer(self) -> tuple[int, ...]:
         """Sites that get a mixer at all: the linear ones and those that only a stage trains."""
@@ -98,7 +100,8 @@ def check_draft(draft: Draft) -> CheckedRecipe:
     recipe = finish_draft(draft)
     assert adapter is not None
     assert mixer is not None
-    plan = Plan(tuple(sites), tuple(linear), tuple(stages), count(mixer.parameters()), state)
+    told: Any = getattr(adapter, "caveats", tuple)
+    plan = Plan(tuple(sites), tuple(linear), tuple(stages), count(mixer.parameters()), state, tuple(told()))
     return CheckedRecipe(recipe, adapter, plan)
 
 

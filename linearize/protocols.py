@@ -102,6 +102,8 @@ class AttentionWeights:
         norm: the kind of these norms; norm_eps: what they add to the mean square, or to the variance.
         v_norm_eps: values are divided by the root of this plus their mean square, each head by itself; None: they are
             not.
+        gate, gate_bias: [N*V, D] and [N*V]: the output is multiplied by sigmoid(gate · x + gate_bias) before the output
+            projection. None: it is not.
         scale: factor on q·k before the softmax.
         rope_theta: base of the rotary embedding; None without one.
         rope_style: which numbers of a head turn together: "half": i and i + width/2; "interleaved": 2i and 2i + 1.
@@ -121,6 +123,8 @@ class AttentionWeights:
     k_norm: Tensor | None = None
     q_norm_bias: Tensor | None = None
     k_norm_bias: Tensor | None = None
+    gate: Tensor | None = None
+    gate_bias: Tensor | None = None
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = 1e-6
     v_norm_eps: float | None = None
@@ -134,7 +138,7 @@ class AttentionWeights:
         """Every tensor that is there, by field name: what a seeder has to account for."""
         named = {name: getattr(self, name) for name in
                  ("q", "k", "v", "o", "q_bias", "k_bias", "v_bias", "o_bias",
-                  "q_norm", "k_norm", "q_norm_bias", "k_norm_bias")}  # fmt: skip
+                  "q_norm", "k_norm", "q_norm_bias", "k_norm_bias", "gate", "gate_bias")}  # fmt: skip
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
 
@@ -190,6 +194,14 @@ class TeacherAdapter(Protocol):
 
     def decode(self, ids_BT: Tensor) -> list[str]:
         """The text of generated ids, special tokens stripped."""
+        ...
+
+
+class TellsCaveats(Protocol):
+    """What a teacher adapter offers besides, when a recurrence cannot do all that its model's attention does."""
+
+    def caveats(self) -> Sequence[str]:
+        """What a student will not see or do as its teacher does, one sentence each; reads the configuration alone."""
         ...
 
 

@@ -34,6 +34,16 @@ class SiteCapture:
     position: tuple[Tensor, Tensor] | None
 
 
+def rotary_angles(position: Any) -> tuple[Tensor, Tensor] | None:
+    """Cos and sin of what a decoder passes as ``position_embeddings``.
+
+    That is both already, or one complex number for each pair, as in Llama 4; then each comes twice, side by side.
+    """
+    if isinstance(position, Tensor) and position.is_complex():
+        position = (position.real.repeat_interleave(2, dim=-1), position.imag.repeat_interleave(2, dim=-1))
+    return position
+
+
 def every_token(x_BTD: Tensor) -> Tensor:
     """[B, T] bool, True everywhere."""
     return x_BTD.new_ones(x_BTD.shape[:2], dtype=torch.bool)
@@ -139,7 +149,7 @@ class LinearizedAttention(nn.Module):
         return output
 
     def _position(self, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
-        return kwargs.get("position_embeddings") if self.site.has_rope else None
+        return rotary_angles(kwargs.get("position_embeddings")) if self.site.has_rope else None
 
     def validity(self, x_BTD: Tensor, kwargs: Mapping[str, Any], seen: int = 0) -> Tensor | None:
         """[B, T] bool, False at pads, from the mask that the decoder passed; None where all tokens are real."""

@@ -32,6 +32,7 @@ class RecurrentStateLayer(CacheLayerMixin):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.keys = self.values = torch.empty(0)  # there are none; Mllama's decoder counts those of every slot
         self.states: dict[str, Tensor] = {}
         self.seen = 0
         self.dtype: torch.dtype | None = None

@@ -40,7 +40,11 @@ def attend(
     if weights.window is not None:
         seen_TT &= behind_TT < weights.window
     shares_BNTT = scores_BNTT.masked_fill(~seen_TT, -torch.inf).softmax(-1)
-    return (shares_BNTT @ v_BNTV).transpose(1, 2).flatten(2)
+    output_BTX = (shares_BNTT @ v_BNTV).transpose(1, 2).flatten(2)
+    if weights.gate is not None:
+        bias = 0.0 if weights.gate_bias is None else weights.gate_bias.double()
+        output_BTX = output_BTX * torch.sigmoid(x_BTD @ weights.gate.double().T + bias)
+    return output_BTX
 
 
 def first_angles(position: tuple[Tensor, Tensor], style: str) -> Tensor:

@@ -257,7 +257,7 @@ def _where(case: Case) -> str:
         )
     return (
         "It is wrong from the first token on, whose output is its own v. So v is wrong, or v_bias, or which rows of a "
-        "fused matrix are v's."
+        "fused matrix are v's, or the output has a gate."
     )
 
 

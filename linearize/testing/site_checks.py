@@ -101,6 +101,8 @@ def check_shapes(weights: AttentionWeights, site: AttentionSite) -> None:
         "v": (values, site.hidden_size),
         "o": (site.hidden_size, site.num_heads * site.value_dim),
     }
+    if weights.gate is not None:
+        due["gate"] = (site.num_heads * site.value_dim, site.hidden_size)
     due |= {f"{name}_bias": shape[:1] for name, shape in due.items() if getattr(weights, f"{name}_bias") is not None}
     found = {name: tuple(getattr(weights, name).shape) for name in due}
     wrong = [f"{name} is {found[name]}, {due[name]} was due" for name in due if found[name] != due[name]]

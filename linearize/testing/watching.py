@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from linearize.protocols import AttentionSite, Batch
+from linearize.student.site import rotary_angles
 
 
 @dataclass(slots=True)
@@ -40,8 +41,8 @@ class SiteCall:
 
     @property
     def position(self) -> Any:
-        """Cos and sin as the decoder passes them; None without."""
-        return self.kwargs.get("position_embeddings")
+        """Cos and sin as a mixer gets them; None without."""
+        return rotary_angles(self.kwargs.get("position_embeddings"))
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,8 @@ from linearize_transformers.batching import Batcher
 from linearize_transformers.config import TransformersTeacherConfig
 from linearize_transformers.facts import attention_weights, with_facts
 from linearize_transformers.lora import merge_adapter
-from linearize_transformers.models import auto_class, empty_model, has_processor
+from linearize_transformers.models import PROCESSOR_OPTIONS, auto_class, empty_model, has_processor
+from linearize_transformers.prefix import PREFIX_MODELS, PrefixBatcher
 from linearize_transformers.prompt import Template
 from linearize_transformers.sites import FoundSite, find_sites
 from linearize_transformers.support import PUBLISHED_PROMPTS, caveats
@@ -70,10 +70,12 @@ class TransformersAdapter:
         """
         return [found.site for found in self._found.values()]
 
+    def caveats(self) -> list[str]:
+        """What a linear site cannot do that this model's attention does."""
+        return caveats(self.config, [found.form for found in self._found.values()])
+
     def load(self, *, dtype: torch.dtype, device: torch.device | str) -> Any:
         """The model in eval mode."""
-        for caveat in caveats(self.config):
-            warnings.warn(caveat, stacklevel=2)
         chosen = {} if self.options.attention == "auto" else {"attn_implementation": self.options.attention}
         model = self._read("model", auto_class(self.config).from_pretrained, dtype=dtype, **chosen)
         for adapter in self.options.adapters:
@@ -110,7 +112,8 @@ class TransformersAdapter:
     @functools.cached_property
     def _processor(self) -> Any:
         what, auto = ("processor", AutoProcessor) if has_processor(self.config) else ("tokenizer", AutoTokenizer)
-        processor: Any = self._read(what, auto.from_pretrained, **self.options.processor)
+        options = PROCESSOR_OPTIONS.get(self.config.model_type, {}) | self.options.processor
+        processor: Any = self._read(what, auto.from_pretrained, **options)
         if self.options.chat_template:
             processor.chat_template = self.options.chat_template
         tokenizer = getattr(processor, "tokenizer", processor)
@@ -132,7 +135,8 @@ class TransformersAdapter:
     @functools.cached_property
     def _batcher(self) -> Batcher:
         ends = [self._tokenizer.convert_ids_to_tokens(token) for token in self._end_ids()]
-        return Batcher(
+        batcher = PrefixBatcher if self.config.model_type in PREFIX_MODELS else Batcher
+        return batcher(
             self._processor,
             Template(self._processor, takes_images=self.takes_images, end_marks=[end for end in ends if end]),
             input_names=inspect.signature(self._empty_model.forward).parameters,

@@ -53,15 +53,19 @@ class Form:
         projections: attributes that hold nn.Linear modules: q, k and v, or one that holds all three.
         output: the attribute of the output projection.
         split: how the one fused projection is cut; None for three.
+        gate_in_query: whether each head's rows of the query projection are followed by as many of a gate: the output
+            is multiplied by its sigmoid.
     """
 
     name: str
     projections: tuple[str, ...]
     output: str
     split: Split | None = None
+    gate_in_query: bool = False
 
 
 SEPARATE = ("q_proj", "k_proj", "v_proj")
+GATED = Form(name="q with gate per head, k, v, o", projections=SEPARATE, output="o_proj", gate_in_query=True)
 FORMS = (
     Form(name="q, k, v, o", projections=SEPARATE, output="o_proj"),
     Form(name="q, k, v, out", projections=SEPARATE, output="out_proj"),
@@ -72,14 +76,18 @@ FORMS = (
 )
 ROPE_WITH_WINDOW_ONLY = frozenset({"Cohere2Attention"})
 """Attentions that turn queries and keys where they have a sliding window and nowhere else."""
+GATE_IN_QUERY = frozenset({"Qwen3NextAttention", "Qwen3_5Attention", "Qwen3_5MoeAttention"})
+"""Attentions of the form GATED; their modules have no other names than those without a gate."""
 ROTATIONS = ("rotate_half_llm", "rotate_half")
 """Functions that turn pairs of numbers; where a module has the first, the other one is its vision tower's."""
-NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"))
+COMPLEX_ROTATIONS = frozenset({"Llama4TextAttention"})
+"""Attentions that turn pairs by multiplication with complex numbers: numbers side by side are a pair."""
+NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"), ("qk_norm", "qk_norm"))
 
 
 def find_form(attention: nn.Module) -> Form | None:
     """The form whose projections the module has, all as nn.Linear; None where none fits."""
-    for form in FORMS:
+    for form in (GATED,) if type(attention).__name__ in GATE_IN_QUERY else FORMS:
         modules = [getattr(attention, name, None) for name in (*form.projections, form.output)]
         if all(isinstance(module, nn.Linear) for module in modules):
             return form
@@ -118,7 +126,7 @@ def head_shape(attention: nn.Module, form: Form, config: Any) -> HeadShape:
     q, k, v = (getattr(attention, name).out_features for name in form.projections)
     num_key_value_heads = k // key_dim
     return HeadShape(
-        num_heads=q // key_dim,
+        num_heads=q // key_dim // (2 if form.gate_in_query else 1),
         num_key_value_heads=num_key_value_heads,
         key_dim=key_dim,
         value_dim=v // max(num_key_value_heads, 1),
@@ -131,7 +139,7 @@ def fits(attention: nn.Module, form: Form, shape: HeadShape) -> bool:
     v, o = shape.num_key_value_heads * shape.value_dim, shape.num_heads * shape.value_dim
     rows = [getattr(attention, name).out_features for name in form.projections]
     grouped = shape.num_key_value_heads > 0 and shape.num_heads % shape.num_key_value_heads == 0
-    due = [q, k, v] if form.split is None else [q + k + v]
+    due = [2 * q if form.gate_in_query else q, k, v] if form.split is None else [q + k + v]
     return grouped and rows == due and getattr(attention, form.output).in_features == o
 
 
@@ -142,10 +150,25 @@ def separate(
     linears = [getattr(attention, name) for name in form.projections]
     if form.split is None:
         (q, k, v), (bq, bk, bv) = (one.weight for one in linears), (one.bias for one in linears)
+        if form.gate_in_query:
+            q, bq = (_of_each_head(rows, shape, 0) for rows in (q, bq))
         return (q, k, v), (bq, bk, bv)
     (fused,) = linears
     weights = form.split(fused.weight, shape)
     return weights, (None, None, None) if fused.bias is None else form.split(fused.bias, shape)
+
+
+def output_gate(attention: nn.Module, form: Form, shape: HeadShape) -> tuple[Tensor | None, Tensor | None]:
+    """Weight and bias of the gate on the output; None where it has none."""
+    if not form.gate_in_query:
+        return None, None
+    query = getattr(attention, form.projections[0])
+    return _of_each_head(query.weight, shape, 1), _of_each_head(query.bias, shape, 1)
+
+
+def _of_each_head(rows: Tensor | None, shape: HeadShape, half: int) -> Tensor | None:
+    """The first or second half of each head's rows."""
+    return None if rows is None else rows.unflatten(0, (shape.num_heads, 2, shape.key_dim))[:, half].flatten(0, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +182,7 @@ class NormFacts:
 
 
 @torch.no_grad()
-def read_norm(norm: nn.Module, shape: tuple[int, ...]) -> NormFacts:
+def read_norm(norm: nn.Module, shape: tuple[int, ...], like: Tensor) -> NormFacts:
     """The norm's effect, found by running it: some classes store a weight, others a weight minus one.
 
     A row of equal numbers comes out of an RMS norm as its weight and of a LayerNorm as its bias; a row of +c and -c as
@@ -167,8 +190,9 @@ def read_norm(norm: nn.Module, shape: tuple[int, ...]) -> NormFacts:
 
     Args:
         shape: of one input, such as (K,) for a norm over each head, or (N*K,) for one over all of them.
+        like: has the dtype and the device of the norm's input.
     """
-    reference = next(norm.parameters())
+    reference = next(norm.parameters(), like)
     width = shape[-1]
     level = 1024.0  # so large that eps, some 1e-6, is below float32's resolution of its square
     signs = torch.ones(width, device=reference.device)
@@ -220,6 +244,8 @@ def rotary_style(attention: nn.Module) -> Literal["half", "interleaved"]:
 
     Read off the function that the attention's own module rotates with.
     """
+    if type(attention).__name__ in COMPLEX_ROTATIONS:
+        return "interleaved"
     module = sys.modules[type(attention).__module__]
     rotate = next((getattr(module, name) for name in ROTATIONS if hasattr(module, name)), None)
     if rotate is None:

@@ -177,7 +177,7 @@ class Batcher:
 
     def _render(self, parts: list[dict[str, str]]) -> Prompt:
         text: str = self.processor.apply_chat_template([{"role": "user", "content": parts}], tokenize=False)
-        return Prompt(text, ())
+        return Prompt(text, (), len(text))
 
     def _encode_parts(self, parts: list[dict[str, str]]) -> list[int]:
         return self.encode(self._render(parts)).ids

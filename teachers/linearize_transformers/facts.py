@@ -10,7 +10,15 @@ import torch
 from torch import nn
 
 from linearize.protocols import AttentionSite, AttentionWeights, SiteNorm
-from linearize_transformers.attention import find_norms, has_rope, read_norm, rotary_style, separate, value_norm_eps
+from linearize_transformers.attention import (
+    find_norms,
+    has_rope,
+    output_gate,
+    read_norm,
+    rotary_style,
+    separate,
+    value_norm_eps,
+)
 from linearize_transformers.sites import FoundSite
 
 
@@ -22,8 +30,12 @@ def attention_weights(attention: Any, found: FoundSite, config: Any) -> Attentio
     """
     (q, k, v), (q_bias, k_bias, v_bias) = separate(attention, found.form, found.shape)
     output = getattr(attention, found.form.output)
-    norms = [None if norm is None else read_norm(norm, _norm_shape(norm)) for norm in find_norms(attention)]
+    norms = [
+        None if norm is None else read_norm(norm, _norm_shape(norm, found.shape.key_dim), output.weight)
+        for norm in find_norms(attention)
+    ]
     q_norm, k_norm = norms
+    gate, gate_bias = output_gate(attention, found.form, found.shape)
     return AttentionWeights(
         q=q,
         k=k,
@@ -37,6 +49,8 @@ def attention_weights(attention: Any, found: FoundSite, config: Any) -> Attentio
         k_norm=None if k_norm is None else k_norm.weight,
         q_norm_bias=None if q_norm is None else q_norm.bias,
         k_norm_bias=None if k_norm is None else k_norm.bias,
+        gate=gate,
+        gate_bias=gate_bias,
         norm="rms" if q_norm is None else q_norm.kind,
         norm_eps=1e-6 if q_norm is None else q_norm.eps,
         v_norm_eps=value_norm_eps(attention),
@@ -64,7 +78,7 @@ def with_facts(attention: Any, found: FoundSite, config: Any) -> AttentionSite:
         v_norm_eps=value_norm_eps(attention),
         scale=None if scale == found.shape.key_dim**-0.5 else scale,
         window=window(attention, found, config),
-        softcap=getattr(attention, "attn_logit_softcapping", None),
+        softcap=_softcap(attention, config),
     )
 
 
@@ -76,8 +90,8 @@ def _site_norm(norm: nn.Module | None, key_dim: int) -> SiteNorm | None:
     with torch.no_grad():
         for parameter in sample.parameters():
             parameter.fill_(1.0)
-    shape = _norm_shape(norm)
-    facts = read_norm(sample, shape)
+    shape = _norm_shape(norm, key_dim)
+    facts = read_norm(sample, shape, torch.empty(0))
     over: Literal["head", "heads", "all"] = "heads"
     if len(shape) == 1:
         over = "head" if shape[0] == key_dim else "all"
@@ -115,5 +129,7 @@ def _softcap(attention: Any, config: Any) -> float | None:
     return None if config._attn_implementation == "sdpa" else getattr(attention, "attn_logit_softcapping", None)
 
 
-def _norm_shape(norm: nn.Module) -> tuple[int, ...]:
-    return tuple(next(norm.parameters()).shape)
+def _norm_shape(norm: nn.Module, key_dim: int) -> tuple[int, ...]:
+    """A norm without a weight is over each head by itself."""
+    parameter = next(norm.parameters(), None)
+    return (key_dim,) if parameter is None else tuple(parameter.shape)

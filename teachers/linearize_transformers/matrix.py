@@ -26,7 +26,8 @@ checkpoint = "HuggingFaceTB/SmolVLM-256M-Instruct"   # or a folder
 ```
 
 Conversations go through the checkpoint's own chat template and processor; the loss covers answers and the token that
-ends them. Processors of models that also take videos need `pip install 'linearize[vision]'`, even for still images.
+ends them. In a conversation of `paligemma`, what follows the first answer is read causally, later questions too.
+Processors of models that also take videos need `pip install 'linearize[vision]'`, even for still images.
 
 ## Tested
 
@@ -42,9 +43,10 @@ without, greedily, by sampling and with beams; a saved student loads with equal 
 
 {caveats}
 
-In these tests a stand-in takes the place of video processors, which need torchvision; still images never reach them.
-The image processors of `phi4_multimodal` and `gemma4_unified` need it as well; where it is missing, the tests write out
-the functions that those take from it.
+The tests need no torchvision: a stand-in takes the place of video processors, which still images never reach, and
+image processors that are written for it alone (`mistral3`, `cohere2_vision`, `lfm2_vl`, `phi4_multimodal`,
+`gemma4_unified`) find the functions that they take from it written out. Where torchvision is installed, the same tests
+use it.
 
 ## Prompts for checkpoints without a chat template
 
@@ -67,25 +69,25 @@ A model is refused by its configuration, before a weight is loaded, when one of 
 - a tensor that is neither projection nor norm of queries and keys, or projections that do not fit its heads;
 - an argument without default that the decoders above do not pass;
 
-or when no layer has softmax self-attention, the decoder reads an encoder's keys and values, or layers hold neither
-attention nor a mixer that is known. In a hybrid, the layers that are linear already are left alone and only those
-with softmax attention are sites.
+or when no layer has softmax self-attention, the decoder reads an encoder's keys and values, layers hold neither
+attention nor a mixer that is known, or both side by side, or transformers loads it with the class of another model
+type. In a hybrid, the layers that are linear already are left alone and only those with softmax attention are sites.
 """
 
 
 def support_page() -> str:
     """The page as Markdown."""
-    noted = [family for family in FAMILIES if family.caveat]
+    noted = list(dict.fromkeys(caveat for family in FAMILIES for caveat in family.caveats))
     return PAGE.format(
         rows="\n".join(_row(family, noted) for family in FAMILIES),
-        caveats="\n".join(f"{number}. {family.caveat}." for number, family in enumerate(noted, start=1)),
+        caveats="\n".join(f"{number}. {caveat}." for number, caveat in enumerate(noted, start=1)),
         prompts="\n\n".join(f"`{name}`\n\n```jinja\n{text}\n```" for name, text in PUBLISHED_PROMPTS.items()),
         untested="\n".join(f"- `{name}`: {why}." for name, why in UNTESTED.items()),
         refusals="\n".join(f"- {why};" for why in dict.fromkeys(why for _, why in REFUSALS)),
     )
 
 
-def _row(family: Family, noted: list[Family]) -> str:
+def _row(family: Family, noted: list[str]) -> str:
     config = CONFIG_MAPPING[family.model_type](**family.config)
     model = empty_model(config)
     found = find_sites(model)
@@ -100,7 +102,7 @@ def _row(family: Family, noted: list[Family]) -> str:
         "q, k" if find_norms(modules[0])[0] is not None else "",
         _windows(windows),
         _positions(modules, text_config),
-        f"{noted.index(family) + 1}" if family.caveat else "",
+        ", ".join(str(noted.index(caveat) + 1) for caveat in family.caveats),
     )
     return f"| {' | '.join(cells)} |"
 

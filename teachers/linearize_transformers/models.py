@@ -21,6 +21,13 @@ TABLES: tuple[tuple[Any, Any], ...] = (
     (MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, AutoModelForCausalLM),
 )
 
+PROCESSOR_OPTIONS: dict[str, dict[str, Any]] = {"mllama": {"backend": "pil"}}
+"""``config.model_type`` -> options of its processor that a recipe need not say.
+
+Mllama's image processor for torchvision fails, or gives images the shapes of others, when a conversation of the batch
+has no image (transformers 5.23); the one for Pillow does not.
+"""
+
 
 def model_classes() -> dict[str, str]:
     """``config.model_type`` -> "transformers:ModelClass" of every model that the adapter would load."""
@@ -65,7 +72,8 @@ def empty_model(config: Any) -> nn.Module:
     """The model of a configuration on the meta device: every module, no weight.
 
     Raises:
-        CheckpointError: its class cannot be built here, as when it needs a package that is not installed.
+        CheckpointError: its class cannot be built here, as when it needs a package that is not installed; or it is the
+            class of another model type, by which a saved student would not be found again.
     """
     auto = auto_class(config)
     try:
@@ -75,4 +83,11 @@ def empty_model(config: Any) -> nn.Module:
         raise CheckpointError(
             f"a '{config.model_type}' model cannot be built from its configuration: {type(error).__name__}: {error}"
         ) from error
+    own: Any = getattr(type(model), "config_class", None)
+    if own is not None and own.model_type != config.model_type:
+        raise CheckpointError(
+            f"transformers loads '{config.model_type}' as a {type(model).__name__}, which is the class of "
+            f"'{own.model_type}', so that a student of it could not be loaded again; take a checkpoint of that type, "
+            f"or a copy of this one whose config.json says it, if its other keys are those of '{own.model_type}'"
+        )
     return model

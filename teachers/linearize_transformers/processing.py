@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import ProcessorMixin
 
+from linearize_transformers.mllama import process_mllama
+
 CALLED_AS: dict[str, type] = {
     "ChameleonProcessor": ProcessorMixin,  # its own call writes a separator behind the last answer
 }
@@ -106,5 +108,6 @@ def _fuyu_image(processor: Any, image: Any) -> tuple[list[int], Tensor]:
 
 OWN_WAYS: dict[str, Callable[[Any, list[str], Sequence[Sequence[Any]], Collection[str], str], dict[str, Tensor]]] = {
     "FuyuProcessor": process_fuyu,
+    "MllamaProcessor": process_mllama,
 }
 """Processor class -> what is called in its place."""

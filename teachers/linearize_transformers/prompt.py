@@ -16,11 +16,13 @@ class Prompt:
 
     Attributes:
         text: image placeholders are not expanded yet.
-        answers: (begin, end) of each answer in characters, its end mark included.
+        answers: (begin, end) of each answer in characters, its end mark included; none in a prompt for generation.
+        prefix: where the first answer begins, or would begin, in characters.
     """
 
     text: str
     answers: tuple[tuple[int, int], ...]
+    prefix: int
 
 
 class Template:
@@ -50,7 +52,9 @@ class Template:
         turns = self._turns(conversation)
         if for_generation:
             open_turn = [*turns[:-1], (turns[-1][0], None)]
-            return Prompt(self._render(open_turn, conversation), ())
+            text = self._render(open_turn, conversation)
+            first = self._render([(turns[0][0], None)], conversation) if len(turns) > 1 else text
+            return Prompt(text, (), len(first))
         words = [f"linearizeanswer{number}placeholder" for number in range(len(turns))]
         marked = self._render(
             [(question, word) for (question, _), word in zip(turns, words, strict=True)], conversation
@@ -67,7 +71,7 @@ class Template:
         text += rest
         if text != self._render(turns, conversation):
             raise self._changed(conversation, "writes an answer otherwise than it is")
-        return Prompt(text, tuple(answers))
+        return Prompt(text, tuple(answers), answers[0][0])
 
     def _turns(self, conversation: Conversation) -> list[tuple[str, str | None]]:
         marks, images = conversation.num_image_marks(), len(conversation.images)

@@ -27,18 +27,28 @@ from linearize_transformers.attention import (
     rotary_style,
     unclaimed_tensors,
 )
+from linearize_transformers.prefix import PREFIX_MODELS
 
 ATTENTION_NAMES = ("self_attn", "attention", "attn")
 OTHER_MIXERS = ("linear_attn", "conv", "short_conv", "mamba", "cross_attn")
 """What stands in a decoder layer in the place of softmax self-attention: linear already, or reading other tokens."""
 
+RECURRENT_CACHE_ARGUMENT = "cache_params"
+"""What an attention takes for its cache when it is linear already, under whatever name it stands in its layer."""
+NEXT = (
+    "Take another checkpoint (docs/teachers.md lists what was tried), or write a teacher plug-in for this one "
+    "(docs/plugins.md)."
+)
+
 CACHE_ARGUMENTS = ("past_key_values", "layer_past")
-REQUIRED_ARGUMENTS = frozenset({"hidden_states", "attention_mask", "position_embeddings", "shared_kv_states"})
+REQUIRED_ARGUMENTS = frozenset(
+    {"hidden_states", "attention_mask", "position_embeddings", "position_ids", "shared_kv_states"}
+)
 """Arguments that a mixer can do without: a layer that would read something from shared_kv_states is refused."""
 
 REFUSALS: tuple[tuple[str, str], ...] = (
     ("kv_b_proj", "multi-head latent attention (MLA): keys and values are expanded from a shared latent, so no "
-     "projection of the hidden state gives k and v to seed from; this needs an adapter of its own"),
+     "projection of the hidden state gives k and v to seed from"),
     ("is_kv_shared_layer", "keys and values that later layers read instead of their own (cross-layer KV sharing): a "
      "linear site leaves none behind for them"),
     ("sinks", "attention sinks: learned logits beside the keys, which no mixer stands in for yet"),
@@ -71,19 +81,28 @@ def find_sites(model: nn.Module) -> list[FoundSite]:
     path, layers = _decoder_layers(model)
     found: list[FoundSite] = []
     for number, layer in enumerate(layers):
-        name = next((name for name in ATTENTION_NAMES if hasattr(layer, name)), None)
+        name = next((name for name in ATTENTION_NAMES if getattr(layer, name, None) is not None), None)
         if name is None:
-            if not any(hasattr(layer, other) for other in OTHER_MIXERS):
-                raise CheckpointError(
+            if not any(getattr(layer, other, None) is not None for other in OTHER_MIXERS):
+                raise _refusal(
                     f"{path}.{number} is a {type(layer).__name__} with {_children(layer)}; an attention under one of "
                     f"the names {', '.join(ATTENTION_NAMES)} was due, or a mixer that is none "
-                    f"({', '.join(OTHER_MIXERS)}). Such a model needs a teacher plug-in of its own."
+                    f"({', '.join(OTHER_MIXERS)})"
                 )
             continue
+        if RECURRENT_CACHE_ARGUMENT in inspect.signature(getattr(layer, name).forward).parameters:
+            continue
+        beside = next((other for other in OTHER_MIXERS if getattr(layer, other, None) is not None), None)
+        if beside is not None:
+            raise _refusal(
+                f"{path}.{number} ({type(layer).__name__}) has both '{name}' and '{beside}', which work side by side "
+                "and share one slot of the cache: a linear site would take it from both"
+            )
         where = _Place(path=f"{path}.{number}.{name}", layer=number, num_layers=len(layers), index=len(found))
-        found.append(_site(getattr(layer, name), where, text_config))
+        has_prefix = config.model_type in PREFIX_MODELS
+        found.append(_site(getattr(layer, name), where, text_config, has_prefix=has_prefix))
     if not found:
-        raise CheckpointError(
+        raise _refusal(
             f"none of the {len(layers)} layers of this '{config.model_type}' model has softmax self-attention "
             f"({path}.0 has {_children(layers[0])}): there is nothing to make linear"
         )
@@ -93,7 +112,7 @@ def find_sites(model: nn.Module) -> list[FoundSite]:
 def _decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     if decoder is None:
-        raise CheckpointError(f"{type(model).__name__} has no get_decoder(): its text decoder cannot be found")
+        raise _refusal(f"{type(model).__name__} has no get_decoder(): its text decoder cannot be found")
     root = next(name for name, module in model.named_modules() if module is decoder)
     lists = [
         (name, module)
@@ -105,20 +124,18 @@ def _decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
     lists = [one for one in lists if not one[0].startswith(nested)] or lists
     who = f"the decoder of {type(model).__name__} ({root or 'the model itself'}, a {type(decoder).__name__})"
     if not lists:
-        raise CheckpointError(
+        raise _refusal(
             f"{who} has no layers with softmax attention under one of the names {', '.join(ATTENTION_NAMES)}: there is "
             f"nothing to make linear, or it is called otherwise; the decoder holds {_children(decoder)}"
         )
     if len(lists) > 1:
-        raise CheckpointError(
-            f"{who} has {len(lists)} lists of layers, {', '.join(name for name, _ in lists)}; one was due"
-        )
+        raise _refusal(f"{who} has {len(lists)} lists of layers, {', '.join(name for name, _ in lists)}; one was due")
     name, layers = lists[0]
     return ".".join(part for part in (root, name) if part), layers
 
 
 def _is_decoder_layer(module: nn.Module) -> bool:
-    return any(hasattr(module, name) for name in (*ATTENTION_NAMES, *OTHER_MIXERS))
+    return any(getattr(module, name, None) is not None for name in (*ATTENTION_NAMES, *OTHER_MIXERS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,28 +146,28 @@ class _Place:
     index: int
 
 
-def _site(attention: nn.Module, place: _Place, config: Any) -> FoundSite:
+def _site(attention: nn.Module, place: _Place, config: Any, *, has_prefix: bool) -> FoundSite:
     path = place.path
-    problems = list(_problems(attention))
+    problems = list(_problems(attention, has_prefix=has_prefix))
     form = find_form(attention)
     if problems or form is None:
         why = "; ".join(problems) or (
             f"its children are {_children(attention)}, while the known forms are "
             + "; ".join(f"{', '.join(known.projections)} and {known.output}" for known in FORMS)
         )
-        raise CheckpointError(f"{path} ({type(attention).__name__}) cannot become a linear site: {why}")
+        raise _refusal(f"{path} ({type(attention).__name__}) cannot become a linear site: {why}")
     unclaimed = unclaimed_tensors(attention, form)
     if unclaimed:
-        raise CheckpointError(
+        raise _refusal(
             f"{path} ({type(attention).__name__}) cannot become a linear site: beside its projections and norms it has "
             f"{', '.join(unclaimed)}, and what those do is not known"
         )
     shape = head_shape(attention, form, config)
     if not fits(attention, form, shape):
-        raise CheckpointError(
+        raise _refusal(
             f"{path} ({type(attention).__name__}) cannot become a linear site: its projections do not have the sizes "
             f"of {shape.num_heads} query and {shape.num_key_value_heads} key-value heads of widths {shape.key_dim} and "
-            f"{shape.value_dim}, as with an output gate inside the query projection"
+            f"{shape.value_dim}"
         )
     parameters = inspect.signature(attention.forward).parameters
     site = AttentionSite(
@@ -173,12 +190,12 @@ def _site(attention: nn.Module, place: _Place, config: Any) -> FoundSite:
     return FoundSite(site, form, shape)
 
 
-def _problems(attention: nn.Module) -> Iterator[str]:
+def _problems(attention: nn.Module, *, has_prefix: bool) -> Iterator[str]:
     for attribute, reason in REFUSALS:
         found = getattr(attention, attribute, None)
         if found is not None and found is not False:
             yield reason
-    if getattr(attention, "is_causal", True) is False:
+    if getattr(attention, "is_causal", True) is False and not has_prefix:
         yield "it is bidirectional (is_causal is False), and a recurrence reads from left to right"
     parameters = inspect.signature(attention.forward).parameters
     required = {
@@ -190,6 +207,10 @@ def _problems(attention: nn.Module) -> Iterator[str]:
         yield f"its forward takes {', '.join(parameters)}; hidden_states and past_key_values were due"
     elif unknown := sorted(required - REQUIRED_ARGUMENTS):
         yield f"its forward requires {', '.join(unknown)}, which a mixer knows nothing of"
+
+
+def _refusal(why: str) -> CheckpointError:
+    return CheckpointError(f"{why}. {NEXT}")
 
 
 def _children(module: nn.Module) -> str:

@@ -5,8 +5,11 @@ A family that is not here is converted all the same when its modules are underst
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from linearize_transformers.attention import Form
 
 VOCABULARY = 320
 PAD, BOS, EOS, TURN_START, TURN_END, IMAGE = range(6)
@@ -23,9 +26,29 @@ GEMMA4_TEXT: dict[str, Any] = {"global_head_dim": 16, "num_global_key_value_head
                "tie_word_embeddings": True, "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 8,
                "vocab_size_per_layer_input": VOCABULARY, **SLIDING}  # fmt: skip
 
+DELTA_NET: dict[str, Any] = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+             "linear_value_head_dim": 8, "linear_conv_kernel_dim": 3}  # fmt: skip
+
+GATED = (
+    "its attention multiplies its output by a sigmoid gate of its input, and a mixer that takes its place has none of "
+    "the teacher's: the student begins further from its teacher, and distillation has to make up for it"
+)
+SCALED_BY_POSITION = (
+    "its attention sharpens with the position of a token beyond the context that it was first trained with, a linear "
+    "site does not"
+)
+CHUNKED = (
+    "its layers with positions see no further back than the beginning of the chunk that a token is in, and those "
+    "without sharpen with the position; a linear site does neither"
+)
 BOTH_WAYS = (
     "its attention reads the {what} in both directions, a linear site only from left to right: the student sees less "
     "at those tokens than the teacher did, and distillation has to make up for it"
+)
+CROSS_ATTENTION = (
+    "its cross-attention layers are no sites and stay as they are: they read an image's keys and values, whose number "
+    "does not grow with the text. Where a token has no image before it, transformers lets them read those of the whole "
+    "batch, padding included, so that the logits of a row depend on its neighbours', the teacher's as the student's"
 )
 
 PADDED_BEFORE_TOKENIZED = (
@@ -34,7 +57,7 @@ PADDED_BEFORE_TOKENIZED = (
 )
 
 VALUES_OF_NORM_ONE = (
-    "the values of a head are divided by their root mean square, which the values of mixers are not: a student begins "
+    "the values of a head are divided by their root mean square, which those of most mixers are not: a student begins "
     "further from its teacher, and distillation has to make up for it"
 )
 
@@ -48,7 +71,7 @@ class Family:
         image: what the tests' chat template writes for an image; "" for a text model.
         tokens: its special tokens, whose ids begin at IMAGE.
         beams_take_images: whether transformers itself decodes with beams when there are images.
-        caveat: what a linear site cannot do that its attention does, or what the family does that few would expect.
+        caveats: what a linear site cannot do that its attention does, or what the family does that few would expect.
     """
 
     model_type: str
@@ -56,12 +79,12 @@ class Family:
     image: str = ""
     tokens: tuple[str, ...] = ()
     beams_take_images: bool = True
-    caveat: str = ""
+    caveats: tuple[str, ...] = ()
 
 
-def text(model_type: str, **changes: Any) -> Family:
+def text(model_type: str, caveat: str = "", **changes: Any) -> Family:
     """A text LLM of the common shape, with changes."""
-    return Family(model_type=model_type, config=TEXT | changes)
+    return Family(model_type=model_type, config=TEXT | changes, caveats=(caveat,) if caveat else ())
 
 
 TEXT_FAMILIES = (
@@ -69,13 +92,32 @@ TEXT_FAMILIES = (
     text("qwen2"),
     text("qwen3"),
     text("mistral", sliding_window=6),
+    text(
+        "ministral3",
+        sliding_window=None,
+        caveat=SCALED_BY_POSITION,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "llama_4_scaling_beta": 0.1,
+            "original_max_position_embeddings": 512,
+        },
+    ),
+    text(
+        "llama4_text",
+        intermediate_size_mlp=48,
+        num_local_experts=2,
+        no_rope_layers=[1, 0],
+        attention_chunk_size=512,
+        caveat=CHUNKED,
+    ),
     text("smollm3", num_hidden_layers=4, no_rope_layer_interval=2, no_rope_layers=None),
     text("olmo2"),
     text("gemma2", query_pre_attn_scalar=8, tie_word_embeddings=True, **SLIDING),
     text("gemma3_text", query_pre_attn_scalar=8, tie_word_embeddings=True, **SLIDING),
     Family(
         model_type="gemma4_text",
-        caveat=VALUES_OF_NORM_ONE,
+        caveats=(VALUES_OF_NORM_ONE,),
         config=TEXT
         | GEMMA4_TEXT
         | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY, "num_kv_shared_layers": 0},
@@ -92,6 +134,18 @@ TEXT_FAMILIES = (
     text("persimmon", partial_rotary_factor=0.5),
     text("qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16),
     text("mixtral", num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
+    text(
+        "qwen3_next",
+        num_hidden_layers=4,
+        layer_types=["linear_attention", "full_attention"] * 2,
+        **DELTA_NET,
+        partial_rotary_factor=0.5,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+        caveat=GATED,
+    ),
     text("lfm2", num_hidden_layers=4, layer_types=["conv", "full_attention", "conv", "full_attention"]),
 )
 
@@ -103,6 +157,13 @@ IDEFICS = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "
            "image_size": 16, "patch_size": 4}  # fmt: skip
 QWEN = {"depth": 1, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+PIXTRAL = {"model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+           "num_attention_heads": 2, "head_dim": 8, "image_size": 24, "patch_size": 4}  # fmt: skip
+SIGLIP2 = {"model_type": "siglip2_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+           "num_attention_heads": 2, "num_patches": 16, "patch_size": 4, "vision_use_head": False}  # fmt: skip
+MLLAMA_VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_global_layers": 1,
+                 "attention_heads": 2, "image_size": 16, "patch_size": 4, "intermediate_layers_indices": [0],
+                 "vision_output_dim": 32}  # fmt: skip
 PINPOINTS = [[16, 32], [32, 16], [32, 32]]
 TILES = ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>",
          *(f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)))  # fmt: skip
@@ -124,7 +185,7 @@ GEMMA4_IDS: dict[str, Any] = {
     "image_token_id": IMAGE, "boi_token_id": IMAGE + 1, "eoi_token_id": IMAGE + 2, "video_token_id": IMAGE + 3,
     "audio_token_id": IMAGE + 4, "boa_token_id": IMAGE + 5, "eoa_token_index": IMAGE + 6, "tie_word_embeddings": True,
 }  # fmt: skip
-GEMMA4_CAVEAT = f"in its layers with a window {BOTH_WAYS.format(what='tokens of an image')}; {VALUES_OF_NORM_ONE}"
+GEMMA4_CAVEATS = (f"in its layers with a window {BOTH_WAYS.format(what='tokens of an image')}", VALUES_OF_NORM_ONE)
 QWEN_IDS: dict[str, Any] = {"image_token_id": IMAGE, "video_token_id": IMAGE + 1, "vision_start_token_id": IMAGE + 2,
             "vision_end_token_id": IMAGE + 3}  # fmt: skip
 
@@ -140,7 +201,7 @@ def vlm(
         "tie_word_embeddings": False,
         **changes,
     }
-    return Family(model_type=model_type, config=config, image=image, tokens=tokens, caveat=caveat)
+    return Family(model_type=model_type, config=config, image=image, tokens=tokens, caveats=(caveat,) if caveat else ())
 
 
 VISION_FAMILIES = (
@@ -198,22 +259,26 @@ VISION_FAMILIES = (
         boi_token_index=IMAGE + 1, eoi_token_index=IMAGE + 2, mm_tokens_per_image=4,
         caveat=BOTH_WAYS.format(what="tokens of an image")),
     Family(model_type="phi4_multimodal", image="<|endoftext10|>", tokens=("<|endoftext10|>", "<|endoftext11|>"),
-           caveat="the published checkpoint keeps LoRA adapters for images and speech beside its weights: name one in "
-           "teacher.adapters, as [\"vision-lora\"], and it is merged into them, for answers without an image, too",
+           caveats=(
+               "the published checkpoint keeps LoRA adapters for images and speech beside its weights: name one in "
+               "teacher.adapters, as [\"vision-lora\"], and it is merged into them, for answers without an image, too",
+           ),
            config=TEXT | {"vision_config": PHI4_VISION, "audio_config": PHI4_AUDIO,
                           "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0,
                                               "partial_rotary_factor": 0.5}}),
     Family(model_type="fuyu", image="|SPEAKER|", tokens=FUYU_TOKENS, beams_take_images=False,
-           caveat="no beam search over images: transformers 5.23 does not repeat its patches for each beam and stops",
+           caveats=(
+               "no beam search over images: transformers 5.23 does not repeat its patches for each beam and stops",
+           ),
            config={"text_config": TEXT | {"model_type": "persimmon", "partial_rotary_factor": 0.5},
                    "hidden_size": 32, "patch_size": 8, "image_token_id": IMAGE, "tie_word_embeddings": False}),
     Family(model_type="gemma4_unified", image="<|image|>", tokens=GEMMA4_TOKENS,
-           caveat=GEMMA4_CAVEAT,
+           caveats=GEMMA4_CAVEATS,
            config={"text_config": TEXT | GEMMA4_TEXT,
                    "vision_config": {"patch_size": 2, "pooling_kernel_size": 2, "mm_embed_dim": 16,
                                      "mm_posemb_size": 80, "output_proj_dims": 16},
                    "audio_config": {"audio_embed_dim": 16}, **GEMMA4_IDS}),
-    Family(model_type="gemma4", image="<|image|>", tokens=GEMMA4_TOKENS, caveat=GEMMA4_CAVEAT,
+    Family(model_type="gemma4", image="<|image|>", tokens=GEMMA4_TOKENS, caveats=GEMMA4_CAVEATS,
            config={"text_config": TEXT | GEMMA4_TEXT | {"use_bidirectional_attention": "vision"},
                    "vision_config": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8,
                                      "num_attention_heads": 2, "num_key_value_heads": 2, "patch_size": 2,
@@ -222,15 +287,41 @@ VISION_FAMILIES = (
     Family(model_type="chameleon", image="<image>", tokens=CHAMELEON_TOKENS,
            config=TEXT | {"vq_config": VQ | {"num_embeddings": 8},
                           "vocabulary_map": {token: IMAGE + number for number, token in enumerate(CHAMELEON_TOKENS)}}),
-    Family(model_type="emu3", image="<image>", tokens=EMU3_TOKENS, caveat=PADDED_BEFORE_TOKENIZED,
+    Family(model_type="emu3", image="<image>", tokens=EMU3_TOKENS, caveats=(PADDED_BEFORE_TOKENIZED,),
            config={"text_config": TEXT, "tie_word_embeddings": False,
                    "vq_config": VQ | {"codebook_size": 8, "channel_multiplier": [1, 1, 1, 1], "hidden_size": 32,
                                       "temporal_downsample_factor": 2},
                    "vocabulary_map": {token: IMAGE + number for number, token in enumerate(EMU3_TOKENS)}}),
+    vlm("mistral3", "mistral", PIXTRAL, image="[IMG]", tokens=("[IMG]", "[IMG_BREAK]", "[IMG_END]"),
+        image_token_index=IMAGE, spatial_merge_size=2, text={"sliding_window": None}),
+    vlm("cohere2_vision", "cohere2", SIGLIP, text=SLIDING, image="<|IMG_PATCH|>", image_token_id=IMAGE,
+        tokens=("<|IMG_PATCH|>", "<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_LINE_BREAK|>"),
+        alignment_intermediate_size=32),
+    vlm("lfm2_vl", "lfm2", SIGLIP2, image_token_id=IMAGE, projector_hidden_size=16,
+        tokens=("<image>", "<|image_start|>", "<|image_end|>", "<|img_thumbnail|>",
+                *(f"<|img_row_{row}_col_{column}|>" for row in range(1, 5) for column in range(1, 5))),
+        text={"num_hidden_layers": 4, "layer_types": ["conv", "full_attention", "conv", "full_attention"]}),
+    vlm("qwen3_5", "qwen3_5_text",
+        QWEN | {"hidden_size": 16, "intermediate_size": 16, "out_hidden_size": 32, "num_position_embeddings": 16},
+        image=QWEN_IMAGE, tokens=QWEN_TOKENS, **QWEN_IDS, caveat=GATED,
+        text={"num_hidden_layers": 4, "layer_types": ["linear_attention", "full_attention"] * 2, **DELTA_NET,
+              "rope_parameters": MROPE | {"partial_rotary_factor": 1.0}}),
+    vlm("paligemma", "gemma2", SIGLIP, image_token_index=IMAGE, tie_word_embeddings=True, projection_dim=32,
+        hidden_size=32, vocab_size=VOCABULARY,
+        text={"query_pre_attn_scalar": 8, "tie_word_embeddings": True, **SLIDING},
+        caveat=BOTH_WAYS.format(what="prompt up to its first answer, images and question,")),
+    vlm("mllama", "mllama_text_model", MLLAMA_VISION, image_token_index=IMAGE,
+        text={"num_hidden_layers": 4, "cross_attention_layers": [1]}, caveat=CROSS_ATTENTION),
 )  # fmt: skip
 FAMILIES = (*TEXT_FAMILIES, *VISION_FAMILIES)
 
 PUBLISHED_PROMPTS = {
+    "paligemma": (
+        "{% for m in messages %}{% for p in m['content'] if p['type'] == 'image' %}<image>{% endfor %}"
+        "{% if loop.first %}{{ bos_token }}{% endif %}"
+        "{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] }}{% endfor %}"
+        "{% if m['role'] == 'user' %}{{ '\\n' }}{% else %}{{ eos_token }}{% endif %}{% endfor %}"
+    ),
     "fuyu": (
         "{% for m in messages %}{% for p in m['content'] if p['type'] == 'image' %}|SPEAKER|{% endfor %}"
         "{% if loop.first %}<s>{% endif %}{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] }}{% endfor %}"
@@ -245,19 +336,17 @@ PUBLISHED_PROMPTS = {
 """Model types whose checkpoints bring no chat template -> one that writes a question as their processor does."""
 
 UNTESTED = {
-    "paligemma": "refused: its attention reads the whole prompt in both directions, and its processor knows a prefix "
-    "and a suffix, not conversations",
-    "mistral3, cohere2_vision, lfm2_vl": "their processors need torchvision, which the tests do without; their modules "
-    "are understood",
-    "mllama": "not tried with images yet: its processor makes other inputs",
+    "llama4": "its image processor gives pixels in bfloat16, and its vision tower takes none of another dtype than its "
+    "own, so that `run.dtype` has to be bfloat16, which these tests do not try with images; its text model is tested",
+    "falcon_h1": "refused: attention and Mamba-2 work side by side in each layer and share one slot of the cache",
 }
 """Model types that somebody may look for -> why they are not in the table."""
 
 
-def caveats(config: Any) -> list[str]:
-    """What to tell before a model of this configuration is converted."""
-    return [
-        f"'{family.model_type}': {family.caveat}"
-        for family in FAMILIES
-        if family.caveat and family.model_type == config.model_type
-    ]
+def caveats(config: Any, forms: Sequence[Form]) -> list[str]:
+    """What to tell before a model of this configuration, with sites of these forms, is converted."""
+    types = (config.model_type, config.get_text_config(decoder=True).model_type)
+    told = [caveat for family in FAMILIES if family.model_type in types for caveat in family.caveats]
+    if any(form.gate_in_query for form in forms):
+        told.append(GATED)
+    return [f"'{config.model_type}': {caveat}" for caveat in dict.fromkeys(told)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import logging
 import os
@@ -116,6 +117,18 @@ def test_the_plan_names_sites_counts_tokens_and_rates(planned: tuple[LoadedRecip
         f"{plan.stages[0].num_trained:,}",
     ):
         assert part in text, part
+
+
+def test_what_the_student_cannot_do_is_told_with_the_plan(
+    caplog: pytest.LogCaptureFixture, planned: tuple[LoadedRecipe, Plan]
+) -> None:
+    recipe, plan = planned[0], dataclasses.replace(planned[1], caveats=("it reads from left to right",))
+    display, out = plain()
+    display.plan(recipe, plan)
+    assert out.getvalue().endswith("warning: it reads from left to right\n")
+    with caplog.at_level(logging.WARNING, "linearize"):
+        SilentDisplay().plan(recipe, plan)
+    assert [record.message for record in caplog.records] == ["it reads from left to right"]
 
 
 def test_the_plan_of_a_loaded_model_counts_its_weights(planned: tuple[LoadedRecipe, Plan]) -> None:

@@ -38,6 +38,13 @@ def test_rows_are_reordered_repeated_and_selected_in_every_tensor() -> None:
     assert layer.states["s"].tolist() == [[4, 5], [0, 1]]
 
 
+def test_a_slot_holds_no_keys_and_lets_decoders_count_them() -> None:
+    layer = _filled()
+    assert layer.is_initialized
+    assert layer.keys is not None
+    assert layer.keys.numel() == 0
+
+
 def test_reset_forgets_state_and_length() -> None:
     layer = _filled()
     layer.reset()

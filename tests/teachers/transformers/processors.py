@@ -34,7 +34,7 @@ class StillsOnly(BaseVideoProcessor):
 
 video_processing_auto.AutoVideoProcessor.from_pretrained = StillsOnly.from_pretrained
 if not is_torchvision_available():
-    for package in ("gemma4", "gemma4_unified", "phi4_multimodal"):
+    for package in ("cohere2_vision", "gemma4", "gemma4_unified", "lfm2_vl", "phi4_multimodal", "pixtral"):
         without_torchvision.bring(package, f"image_processing_{package}", f"processing_{package}")
     transformers.VideoProcessorMixin = transformers.BaseVideoProcessor = BaseVideoProcessor  # since 5.23, and before
 # SmolVLM's processor spells out the number of video frames and does not start without the package that does it.
@@ -212,6 +212,39 @@ def _emu3(tokenizer: Any, template: str) -> Any:
     return transformers.Emu3Processor(images, _with_names(tokenizer, names), chat_template=template)
 
 
+def _paligemma(tokenizer: Any, template: str) -> Any:
+    """Without a chat template, as on the hub."""
+    del template
+    images = _pil("Siglip", size={"height": 16, "width": 16})
+    images.image_seq_length = 16
+    return transformers.PaliGemmaProcessor(images, _with_names(tokenizer, {"image_token": "<image>"}))
+
+
+def _mllama(tokenizer: Any, template: str) -> Any:
+    images = _pil("Mllama", size={"height": 16, "width": 16}, max_image_tiles=4)
+    tokenizer = _with_names(tokenizer, {"image_token": "<image>"})
+    return transformers.MllamaProcessor(images, tokenizer, chat_template=template)
+
+
+def _mistral3(tokenizer: Any, template: str) -> Any:
+    images = _pil("Pixtral", size={"longest_edge": 24}, patch_size={"height": 4, "width": 4})
+    return transformers.PixtralProcessor(images, tokenizer, patch_size=4, spatial_merge_size=2, chat_template=template)
+
+
+def _cohere2_vision(tokenizer: Any, template: str) -> Any:
+    images = transformers.Cohere2VisionImageProcessor(size={"height": 16, "width": 16}, max_patches=2, patch_size=2)
+    names = {"image_token": "<|IMG_PATCH|>", "boi_token": "<|START_OF_IMG|>", "eoi_token": "<|END_OF_IMG|>",
+             "img_line_break_token": "<|IMG_LINE_BREAK|>"}  # fmt: skip
+    return transformers.Cohere2VisionProcessor(images, _with_names(tokenizer, names), chat_template=template)
+
+
+def _lfm2_vl(tokenizer: Any, template: str) -> Any:
+    images = transformers.Lfm2VlImageProcessor(
+        tile_size=16, encoder_patch_size=4, downsample_factor=2, min_image_tokens=1, max_image_tokens=4, max_tiles=4
+    )
+    return transformers.Lfm2VlProcessor(images, tokenizer, chat_template=template)
+
+
 def _with_names(tokenizer: Any, names: dict[str, str]) -> Any:
     """A copy of the tokenizer that knows its special tokens by name, as those of the hub do."""
     return transformers.PreTrainedTokenizerFast(
@@ -231,6 +264,7 @@ MAKERS: dict[str, Callable[[Any, str], Any]] = {
     "qwen2_5_vl": _qwen("Qwen2_5_VLProcessor"),
     "qwen3_vl": _qwen("Qwen3VLProcessor"),
     "qwen3_vl_moe": _qwen("Qwen3VLProcessor"),
+    "qwen3_5": _qwen("Qwen3VLProcessor"),
     "glm4v": _glm4v,
     "aya_vision": _aya_vision,
     "ovis2": _ovis2,
@@ -243,6 +277,11 @@ MAKERS: dict[str, Callable[[Any, str], Any]] = {
     "gemma4": _gemma4,
     "chameleon": _chameleon,
     "emu3": _emu3,
+    "mllama": _mllama,
+    "mistral3": _mistral3,
+    "cohere2_vision": _cohere2_vision,
+    "lfm2_vl": _lfm2_vl,
+    "paligemma": _paligemma,
 }
 
 

@@ -160,6 +160,50 @@ def test_the_number_of_tokens_is_known_for_images_of_sizes_that_were_met_and_of_
         assert adapter.num_tokens(conversation) == int(adapter.batch([conversation]).inputs["attention_mask"].sum())
 
 
+def test_mllama_is_asked_as_its_own_processor_would_ask(checkpoint: Callable[[str], Path]) -> None:
+    adapter = make_adapter(checkpoint("mllama"))
+    first, second = picture(40, 28), picture(9, 30)
+    conversations = [
+        Conversation((Turn("<image>\nhow many?", "two"), Turn("<image>\nred?", "one")), (first, second)),
+        Conversation((Turn("<image>\nblue?", "one"),), (second,)),
+    ]
+    texts = [adapter._batcher.template.prompt(one, for_generation=False).text for one in conversations]
+    own = adapter.processor()(
+        text=texts, images=[[first, second], [second]], padding=True, padding_side="right", return_tensors="pt"
+    )
+    batch = adapter.batch(conversations)
+    assert batch.inputs.keys() == own.keys()
+    for name, tensor in own.items():
+        assert torch.equal(batch.inputs[name], tensor), name
+
+
+@pytest.mark.filterwarnings("ignore:__array__")
+def test_a_prefix_model_is_asked_as_its_own_processor_would_ask(checkpoint: Callable[[str], Path]) -> None:
+    adapter = make_adapter(checkpoint("paligemma"))
+    conversation = Conversation((Turn("<image>\nhow many red?", "two green"),), (picture(40, 28),))
+    own = adapter.processor()(
+        text=["<image>how many red?"], suffix=["two green"], images=[picture(40, 28)], return_tensors="pt"
+    )
+    batch = adapter.batch([conversation])
+    for name in ("input_ids", "attention_mask", "token_type_ids", "pixel_values"):
+        assert torch.equal(batch.inputs[name], own[name]), name
+    assert torch.equal(batch.loss_mask_BT, own["labels"] != -100)
+
+
+def test_the_prefix_ends_at_the_first_answer_in_training_as_in_prompts(checkpoint: Callable[[str], Path]) -> None:
+    adapter = make_adapter(checkpoint("paligemma"))
+    images = (picture(40, 28), picture(9, 9))
+    conversation = Conversation((Turn("<image>\nhow many?", "two"), Turn("<image>\nred?", "one")), images)
+    whole, prompt = (adapter.batch([conversation], for_generation=flag) for flag in (False, True))
+    types, asked = whole.inputs["token_type_ids"][0], prompt.inputs["token_type_ids"][0]
+    first = int(whole.loss_mask_BT[0].int().argmax())
+    assert types.tolist() == [0] * first + [1] * (len(types) - first)
+    assert torch.equal(types[: len(asked)], asked)
+    assert len(asked) > first
+    single = adapter.batch([Conversation(conversation.turns[:1], images[:1])], for_generation=True)
+    assert single.inputs["token_type_ids"].tolist() == [[0] * first]
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [(SHOUTING, "leaves an answer out or repeats it"), (DOUBLED, "leaves an answer out or repeats it"),

@@ -14,7 +14,7 @@ from linearize_transformers.attention import value_norm_eps
 from linearize_transformers.config import TransformersTeacherConfig
 from linearize_transformers.models import empty_model
 from linearize_transformers.sites import find_sites
-from linearize_transformers.support import VISION_FAMILIES, caveats
+from linearize_transformers.support import VISION_FAMILIES
 from PIL import Image
 from transformers import CONFIG_MAPPING
 
@@ -74,7 +74,6 @@ def test_fuyu_reads_a_picture_line_by_line_before_the_question(
         assert torch.equal(patch, pixels_CHW[:, top : top + 8, left : left + 8].permute(1, 2, 0).flatten())
 
 
-@pytest.mark.filterwarnings("ignore:.*beam search")
 def test_fuyu_keeps_the_patches_of_a_row_together(checkpoint: Callable[[str], Path]) -> None:
     """Whether the pictures have as many patches or not, and however many a row has."""
     adapter = make_adapter(checkpoint("fuyu"))
@@ -134,11 +133,10 @@ def test_a_norm_of_values_that_is_not_known_is_not_guessed() -> None:
         value_norm_eps(attention)
 
 
-@pytest.mark.filterwarnings("ignore:.*its neighbours")
 def test_emu3_tokens_of_a_picture_depend_on_larger_neighbours(checkpoint: Callable[[str], Path]) -> None:
     """What its caveat says; alike neighbours leave them alone."""
     adapter = make_adapter(checkpoint("emu3"), processor={"min_pixels": 1600, "max_pixels": 1600})
-    (caveat,) = caveats(adapter.config)
+    (caveat,) = adapter.caveats()
     assert "the tokens of an image depend on its neighbours in the batch" in caveat
     model = adapter.load(dtype=torch.float32, device="cpu")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 import linearize
-from linearize.api import check
+from linearize.api import check, override_texts
+from linearize.cli import app
 from linearize.data.conversation import Conversation, Turn
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "smolvlm_mamba2.toml"
@@ -33,7 +36,7 @@ def records(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.filterwarnings("ignore:.*beam search", "ignore:__array__")
+@pytest.mark.filterwarnings("ignore:__array__")
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -72,6 +75,36 @@ def test_the_example_runs_and_its_student_answers(
     ids = student.generate(**batch.inputs, max_new_tokens=3, do_sample=False)
     assert len(teacher.adapter.decode(ids[:, batch.inputs["input_ids"].shape[1] :])) == 1
     assert bool(torch.isfinite(student(**batch.inputs).logits).all())
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("gemma3", "its attention reads the tokens of an image in both directions"),
+        ("paligemma", "its attention reads the prompt up to its first answer, images and question, in both directions"),
+        ("mllama", "its cross-attention layers are no sites"),
+        ("llava", None),
+    ],
+)
+def test_check_and_plan_tell_what_a_student_cannot_do(
+    checkpoint: Callable[[str], Path], records: Path, tmp_path: Path, name: str, told: str | None
+) -> None:
+    overrides = {
+        "run.dtype": "float32", "run.device": "cpu", "teacher.checkpoint": str(checkpoint(name)),
+        "teacher.processor": {}, "student.layout": {"type": "all"}, "data.path": str(records),
+        "data.images": str(tmp_path),
+    }  # fmt: skip
+    arguments = [str(EXAMPLE), *(part for text in override_texts(overrides) for part in ("--set", text))]
+    for command in ("check", "plan"):
+        result = CliRunner().invoke(app, [command, *arguments])
+        assert result.exit_code == 0, result.output
+        said = " ".join(result.output.split())
+        assert told is None or f"warning: '{name}': {told}" in said
+        assert ("warning" in said) is (told is not None)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        linearize.load_teacher("transformers", checkpoint(name))
+    assert [told in str(one.message) for one in caught if told] == ([True] if told else [])
 
 
 def test_options_of_the_processor_reach_it(checkpoint: Callable[[str], Path]) -> None:

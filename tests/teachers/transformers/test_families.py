@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,9 +71,7 @@ def make_student(adapter: TransformersAdapter, layout: str) -> Student:
 
 @pytest.fixture(scope="module", params=LAYOUTS)
 def student(request: pytest.FixtureRequest, adapter: TransformersAdapter) -> Student:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"'\w+': ")  # caveats, which begin with a model type
-        return make_student(adapter, request.param)
+    return make_student(adapter, request.param)
 
 
 @pytest.mark.parametrize("objective", [LayerMse(LayerMseConfig()), LogitKl(LogitKlConfig())], ids=["mse", "kl"])
@@ -140,6 +137,9 @@ def test_a_saved_student_loads_with_equal_logits(
     batch = adapter.batch(student.conversations)
     save_student(student.model, tmp_path / "student")
     loaded = load_student(tmp_path / "student")
+    trained = {name for name, parameter in student.model.named_parameters() if parameter.requires_grad}
+    for name, parameter in loaded.named_parameters():  # torch rounds some products otherwise when one needs gradients
+        parameter.requires_grad_(name in trained)
     assert loaded.config.model_type == f"linearize_{family.model_type}"
     assert torch.equal(loaded(**batch.inputs).logits, student.model(**batch.inputs).logits)
 

@@ -22,8 +22,6 @@ RANK, ALPHA = 3, 6
 ADAPTED = ("model.layers.0.self_attn.qkv_proj", "model.layers.1.mlp.gate_up_proj")
 QUESTION = [Conversation((Turn("how many red?", "two"),))]
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*LoRA adapters")
-
 
 def load(checkpoint: Path, *adapters: str) -> tuple[TransformersAdapter, Any]:
     adapter = TransformersAdapter(TransformersTeacherConfig(checkpoint=str(checkpoint), adapters=adapters))

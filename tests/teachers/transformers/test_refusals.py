@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from linearize_transformers.adapter import TransformersAdapter
 from linearize_transformers.config import TransformersTeacherConfig
 from linearize_transformers.models import empty_model
 from linearize_transformers.sites import find_sites
-from linearize_transformers.support import TEXT, caveats
+from linearize_transformers.support import FAMILIES, TEXT, caveats
+from torch import nn
 from transformers import CONFIG_MAPPING, BertConfig, T5Config
 
 from linearize.errors import CheckpointError
+
+NEXT_STEP = r"Take another checkpoint .*, or write a teacher plug-in for this one \(docs/plugins\.md\)\."
 
 
 def sites(model_type: str, **changes: Any) -> Any:
@@ -32,8 +37,80 @@ def sites(model_type: str, **changes: Any) -> Any:
     ],
 )  # fmt: skip
 def test_models_that_cannot_be_converted_say_why(model_type: str, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(CheckpointError, match=rf"{message}.*{NEXT_STEP}"):
         sites(model_type, **changes)
+
+
+class Otherwise(nn.Module):
+    """An attention that is called otherwise than those of transformers."""
+
+    def forward(self, x: Any) -> Any:
+        return x
+
+
+class DeltaRule(nn.Module):
+    """Linear already, as Kimi Linear's layers have it under the name of an attention."""
+
+    def forward(self, hidden_states: Any, cache_params: Any = None) -> Any:
+        return hidden_states, cache_params
+
+
+def without_a_query(model: Any) -> None:
+    del model.model.layers[1].self_attn.q_proj
+
+
+def with_an_indexer(model: Any) -> None:
+    model.model.layers[1].self_attn.indexer = nn.Linear(2, 2)
+
+
+def with_other_arguments(model: Any) -> None:
+    model.model.layers[1].self_attn = Otherwise()
+
+
+def with_a_layer_of_another_kind(model: Any) -> None:
+    model.model.layers[1] = nn.Sequential(nn.Linear(2, 2))
+
+
+def with_a_mixer_beside(model: Any) -> None:
+    """As in Falcon-H1."""
+    model.model.layers[1].mamba = nn.Linear(2, 2)
+
+
+def with_two_stacks(model: Any) -> None:
+    model.model.more = nn.ModuleList([model.model.layers[1]])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_a_query, r"layers\.1\.self_attn \(LlamaAttention\) cannot become.*its children are k_proj, v_proj, "
+         "o_proj, while the known forms are q_proj, k_proj, v_proj and o_proj"),
+        (with_an_indexer, r"layers\.1.*a learned choice of keys \(sparse attention\)"),
+        (with_other_arguments, r"layers\.1.*its forward takes x; hidden_states and past_key_values were due"),
+        (with_a_layer_of_another_kind, r"layers\.1 is a Sequential with 0; an attention under one of the"),
+        (with_a_mixer_beside, r"layers\.1 \(LlamaDecoderLayer\) has both 'self_attn' and 'mamba', which work side by"),
+        (with_two_stacks, r"\(model, a LlamaModel\) has 2 lists of layers, layers, more; one was due"),
+    ],
+)  # fmt: skip
+def test_what_is_not_understood_is_named_with_what_was_due(change: Callable[[Any], None], message: str) -> None:
+    model = empty_model(CONFIG_MAPPING["llama"](**TEXT))
+    change(model)
+    with pytest.raises(CheckpointError, match=rf"{message}.*{NEXT_STEP}"):
+        find_sites(model)
+
+
+def test_a_model_without_a_text_decoder_is_refused() -> None:
+    class Bare(nn.Module):
+        config = CONFIG_MAPPING["llama"](**TEXT)
+
+    with pytest.raises(CheckpointError, match=rf"Bare has no get_decoder\(\).*cannot be found\. {NEXT_STEP}"):
+        find_sites(Bare())
+
+
+def test_an_attention_that_is_linear_already_is_no_site_whatever_its_name() -> None:
+    model = empty_model(CONFIG_MAPPING["llama"](**TEXT))
+    model.model.layers[0].self_attn = DeltaRule()
+    assert [one.site.layer for one in find_sites(model)] == [1]
 
 
 def test_keys_that_later_layers_read_are_named_as_the_reason() -> None:
@@ -44,9 +121,6 @@ def test_keys_that_later_layers_read_are_named_as_the_reason() -> None:
 
 
 def test_a_tensor_that_nobody_knows_is_not_ignored() -> None:
-    import torch
-    from torch import nn
-
     model = empty_model(CONFIG_MAPPING["llama"](**TEXT))
     model.model.layers[0].self_attn.temperature = nn.Parameter(torch.ones(4))
     with pytest.raises(CheckpointError, match=r"layers\.0\.self_attn.*it has temperature, and what those do"):
@@ -54,14 +128,53 @@ def test_a_tensor_that_nobody_knows_is_not_ignored() -> None:
 
 
 def test_a_gate_inside_the_query_projection_is_not_taken_for_heads() -> None:
-    with pytest.raises(CheckpointError, match="an output gate inside the query projection"):
-        sites("qwen3_next", layer_types=["linear_attention", "full_attention"])
+    (found,) = sites("qwen3_next", layer_types=["linear_attention", "full_attention"])
+    assert (found.site.num_heads, found.site.key_dim, found.form.name) == (4, 8, "q with gate per head, k, v, o")
+    (caveat,) = caveats(CONFIG_MAPPING["qwen3_5_text"](), [found.form])
+    assert "'qwen3_5_text': its attention multiplies its output by a sigmoid gate of its input" in caveat
+
+
+def test_projections_that_do_not_fit_the_heads_are_refused() -> None:
+    model = empty_model(CONFIG_MAPPING["llama"](**TEXT))
+    model.model.layers[1].self_attn.q_proj.out_features = 64
+    with pytest.raises(
+        CheckpointError, match="do not have the sizes of 8 query and 2 key-value heads of widths 8 and 8"
+    ):
+        find_sites(model)
+
+
+@pytest.mark.parametrize("text_type", ["gemma", "gemma2"])
+def test_a_bidirectional_prefix_is_no_reason_to_refuse_and_bidirectional_attention_is(text_type: str) -> None:
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CONFIG_MAPPING["paligemma"](
+        text_config={"model_type": text_type, **TEXT}, vision_config={"model_type": "siglip_vision_model", **vision}
+    )
+    assert config.text_config.use_bidirectional_attention
+    assert len(find_sites(empty_model(config))) == 2
+    (caveat,) = caveats(config, [])
+    assert "reads the prompt up to its first answer, images and question, in both directions" in caveat
+    with pytest.raises(CheckpointError, match=r"it is bidirectional \(is_causal is False\), and a recurrence reads"):
+        sites(text_type, use_bidirectional_attention=True)
 
 
 def test_only_the_softmax_sites_of_a_hybrid_are_offered() -> None:
     found = sites("lfm2", num_hidden_layers=4, layer_types=["conv", "full_attention", "conv", "full_attention"])
     assert [(one.site.index, one.site.layer, one.site.cache_index) for one in found] == [(0, 1, 1), (1, 3, 3)]
     assert {one.site.output_projection for one in found} == {"out_proj"}
+
+
+def test_layers_that_read_an_image_are_no_sites() -> None:
+    (mllama,) = (family for family in FAMILIES if family.model_type == "mllama")
+    config = CONFIG_MAPPING["mllama"](**mllama.config)
+    assert config.text_config.cross_attention_layers == [1]
+    found = find_sites(empty_model(config))
+    assert [(one.site.index, one.site.layer, one.site.cache_index) for one in found] == [
+        (0, 0, 0),
+        (1, 2, 2),
+        (2, 3, 3),
+    ]
+    (caveat,) = caveats(config, [])
+    assert "its cross-attention layers are no sites and stay as they are" in caveat
 
 
 @pytest.mark.parametrize(
@@ -78,10 +191,20 @@ def test_models_without_a_decoder_of_their_own_are_refused(config: Any, message:
         empty_model(config)
 
 
+def test_a_model_that_transformers_loads_as_another_type_is_refused_before_it_is_trained() -> None:
+    """As InternLM 3, whose class is Llama's: its student could not be saved."""
+    config = CONFIG_MAPPING["llama"](**TEXT)
+    config.model_type = "mistral"
+    with pytest.raises(
+        CheckpointError, match=r"loads 'mistral' as a LlamaForCausalLM.*of 'llama'.*take a checkpoint of"
+    ):
+        empty_model(config)
+
+
 def test_attention_that_reads_images_in_both_directions_is_told() -> None:
-    (caveat,) = caveats(CONFIG_MAPPING["gemma3"]())
+    (caveat,) = caveats(CONFIG_MAPPING["gemma3"](), [])
     assert "reads the tokens of an image in both directions" in caveat
-    assert caveats(CONFIG_MAPPING["llava"]()) == []
+    assert caveats(CONFIG_MAPPING["llava"](), []) == []
 
 
 @pytest.mark.parametrize("checkpoint", ["./no/such/folder", "/nowhere", "a/b/c"])

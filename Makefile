@@ -18,7 +18,8 @@ test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 
 # What other packages are used for: models and students of transformers, files, pictures, recipes, reports.
-ON_OLDEST := $(addprefix tests/,core data evaluate packaging/test_ranges.py parity plugins report student teachers)
+ON_OLDEST := $(addprefix tests/,core data evaluate packaging/test_ranges.py parity plugins/glance/test_pictures.py \
+  report student teachers) --ignore tests/teachers/transformers/test_kit.py
 
 test-oldest: $(OLDEST)/.installed
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n 2 --dist loadfile $(ON_OLDEST)

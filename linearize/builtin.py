@@ -38,3 +38,7 @@ def linearize_register(register: Register) -> None:
         name="llava_json", build="linearize.data.llava_json:LlavaJsonSource",
         config="linearize.data.llava_json:LlavaJsonConfig", source="https://arxiv.org/abs/2304.08485",
         summary="JSON or JSONL records with image and conversations, and a folder of images"))  # fmt: skip
+    register(DataSpec(
+        name="hub_dataset", build="linearize.data.hub_dataset:HubDatasetSource",
+        config="linearize.data.hub_dataset:HubDatasetConfig", source="https://huggingface.co/docs/datasets",
+        summary="a dataset of the Hugging Face hub or a folder of one, with images and conversations"))  # fmt: skip

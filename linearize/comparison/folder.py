@@ -3,6 +3,7 @@
 runs/<name>/
   comparison.json            what all cells share, and each cell's recipe
   cells/<cell>/seed-<n>/     a run folder like any other
+  teacher/                   what the teacher answered, for all runs
   logs/                      what each run printed, and why it failed if it did
   decode.json                milliseconds per token of teacher and students
   report/                    index.html, compare.md, compare.csv, compare.json and the charts
@@ -27,6 +28,7 @@ class ComparisonFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.manifest = path / COMPARISON
+        self.teacher = path / "teacher"
         self.decode = path / "decode.json"
         self.report = path / "report"
         self.results = self.report / "compare.json"

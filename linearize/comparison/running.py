@@ -110,7 +110,7 @@ class _Run:
         """What its process is told."""
         return {
             "kind": "run", "tables": self.cell.tables(self.seed), "folder": str(folder.run(self.cell, self.seed).path),
-            "failure": str(folder.failure(self.cell, self.seed)),
+            "failure": str(folder.failure(self.cell, self.seed)), "teacher_answers": str(folder.teacher),
         }  # fmt: skip
 
 

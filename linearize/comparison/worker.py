@@ -42,7 +42,10 @@ def _run(job: dict[str, Any]) -> None:
     display = ConsoleDisplay(brief=True)
     checked = check(job["tables"])
     try:
-        run_pipeline(checked.recipe, checked.adapter, checked.plan, RunFolder(Path(job["folder"])), display)
+        run_pipeline(
+            checked.recipe, checked.adapter, checked.plan, RunFolder(Path(job["folder"])), display,
+            teacher_answers=Path(job["teacher_answers"]),
+        )  # fmt: skip
     finally:
         display.close()
 

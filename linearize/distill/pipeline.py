@@ -21,7 +21,7 @@ from linearize.distill.loop import StageContext, load_mixer_tensors, run_stage
 from linearize.distill.seeding import hash_weights, seed_student, summarise
 from linearize.environment import describe_environment
 from linearize.errors import RunError
-from linearize.evaluate.runner import evaluate
+from linearize.evaluate.runner import SharedAnswers, evaluate
 from linearize.plan import Plan, StagePlan
 from linearize.protocols import TeacherAdapter
 from linearize.recipe.load import LoadedRecipe, fingerprint
@@ -42,9 +42,17 @@ class RunResult:
 
 
 def run_pipeline(
-    recipe: LoadedRecipe, adapter: TeacherAdapter, plan: Plan, folder: RunFolder, display: Display
+    recipe: LoadedRecipe,
+    adapter: TeacherAdapter,
+    plan: Plan,
+    folder: RunFolder,
+    display: Display,
+    teacher_answers: Path | None = None,
 ) -> RunResult:
     """Seeds, distils, evaluates, saves and reports; goes on from wherever an earlier process stopped.
+
+    Args:
+        teacher_answers: the folder in which several runs, one after another, share what one teacher answers.
 
     Raises:
         RunError: the folder cannot be used, the disk is full, or training diverged.
@@ -70,7 +78,10 @@ def run_pipeline(
         key = _run_stages(recipe, adapter, plan, folder, display, accelerator, model)
         if accelerator.is_main_process:
             _cast_mixers(recipe, model)
-            _evaluate(recipe, adapter, folder, display, model, key)
+            shared = None
+            if teacher_answers is not None:
+                shared = SharedAnswers(teacher_answers, _asking(recipe, teacher, accelerator.device))
+            _evaluate(recipe, adapter, folder, display, model, key, shared)
             results = write_results(folder.path)
             origin = {"recipe": recipe.tables(), "results": _scores(results)}
             save_student(model, folder.student, adapter.processor(), origin)
@@ -200,8 +211,20 @@ def _cast_mixers(recipe: LoadedRecipe, model: nn.Module) -> None:
             site.mixer.to(getattr(torch, recipe.recipe.run.dtype))
 
 
+def _asking(recipe: LoadedRecipe, teacher_sha256: str, device: torch.device) -> str:
+    """Names all that the teacher's answers depend on."""
+    tables = recipe.tables()
+    return fingerprint([teacher_sha256, tables["teacher"], tables["evaluate"], tables["run"]["dtype"], device.type])
+
+
 def _evaluate(
-    recipe: LoadedRecipe, adapter: TeacherAdapter, folder: RunFolder, display: Display, model: nn.Module, key: str
+    recipe: LoadedRecipe,
+    adapter: TeacherAdapter,
+    folder: RunFolder,
+    display: Display,
+    model: nn.Module,
+    key: str,
+    shared: SharedAnswers | None,
 ) -> None:
     table = recipe.recipe.evaluate
     if not table.benchmarks:
@@ -222,6 +245,7 @@ def _evaluate(
             num_examples=table.num_examples,
             branch_questions=table.branch_questions,
             key=key,
+            shared=shared,
         )
 
 

@@ -51,6 +51,18 @@ class Asked:
         return folder / "answers" / f"{file_name(self.benchmark_name, self.task, self.difficulty, what)}.json"
 
 
+@dataclass(frozen=True, slots=True)
+class SharedAnswers:
+    """The teacher's answers, kept for all runs that ask the same teacher the same questions in the same way.
+
+    Attributes:
+        key: names the teacher's weights and how it is asked; answers under another key are not taken.
+    """
+
+    folder: Path
+    key: str
+
+
 def evaluate(
     model: Any,
     adapter: TeacherAdapter,
@@ -64,6 +76,7 @@ def evaluate(
     num_examples: int = 3,
     branch_questions: int = 0,
     key: str = "",
+    shared: SharedAnswers | None = None,
 ) -> dict[str, Any]:
     """The scores of a converted model against its own teacher route; also written to ``folder``/summary.json.
 
@@ -74,6 +87,7 @@ def evaluate(
         num_examples: questions per task that are kept with image and both answers.
         branch_questions: questions per task by which the branches of a student that has some are measured.
         key: names the weights; stored work under another key, or of other questions, is done anew.
+        shared: where the teacher's answers are looked for, and put, besides; None: in ``folder`` alone.
 
     Returns:
         tasks.<name>: teacher, student (shares of right answers), retention (None where the teacher's is 0), questions,
@@ -91,7 +105,7 @@ def evaluate(
     names = branch_names(model) if branch_questions else ()
     looked_at = [item.first(branch_questions) for item in asked if item.difficulty is None] if names else []
     counter = _Counter(progress, _passes(asked) + (1 + len(names)) * sum(len(item.questions) for item in looked_at))
-    work = _Work(model, adapter, batch_size, max_new_tokens, folder, key, counter)
+    work = _Work(model, adapter, batch_size, max_new_tokens, folder, key, shared, counter)
     tasks: dict[str, dict[str, Any]] = {}
     dials: dict[str, list[dict[str, Any]]] = {}
     scores: list[TaskScore] = []
@@ -199,6 +213,7 @@ class _Work:
     max_new_tokens: int
     folder: Path
     key: str
+    shared: SharedAnswers | None
     counter: _Counter
 
     def answers(self, item: Asked, role: str, without: str = "") -> list[dict[str, Any]]:
@@ -210,31 +225,36 @@ class _Work:
         if without:
             role = f"{role}-without-{without}"
         label = f"{_label(item)}: {role.replace('-', ' ')} answers"
-        path = item.file(self.folder, role)
         identity = {**self._identity(item), "role": role, "max_new_tokens": self.max_new_tokens}
-        if (stored := _same(path, identity)) is not None:
+        places = [(item.file(self.folder, role), identity)]
+        if self.shared is not None and role == "teacher":
+            places.append((item.file(self.shared.folder, role), {**identity, "key": self.shared.key}))
+        stored = [_same(path, due) for path, due in places]
+        answers: list[dict[str, Any]] | None = next((list(one["answers"]) for one in stored if one is not None), None)
+        if answers is None:
+            answers = self._ask(item, role, label, without)
+        else:
             self.counter.add(label, len(item.questions))
-            return list(stored["answers"])
+        for (path, due), one in zip(places, stored, strict=True):
+            if one is None:
+                write_json(path, {**due, "answers": answers})
+        return answers
 
-        def ask() -> list[str]:
-            return generate_answers(
-                self.model, self.adapter, item.questions, batch_size=self.batch_size,
-                max_new_tokens=self.max_new_tokens, progress=lambda count: self.counter.add(label, count),
-            )  # fmt: skip
-
+    def _ask(self, item: Asked, role: str, label: str, without: str) -> list[dict[str, Any]]:
         route: AbstractContextManager[None] = nullcontext()
         if role == "teacher":
             route = teacher_route(self.model)
         elif without:
             route = without_branch(self.model, without)
         with route:
-            texts = ask()
-        answers = [
+            texts = generate_answers(
+                self.model, self.adapter, item.questions, batch_size=self.batch_size,
+                max_new_tokens=self.max_new_tokens, progress=lambda count: self.counter.add(label, count),
+            )  # fmt: skip
+        return [
             {"answer": text, "correct": bool(item.benchmark.is_correct(question, text))}
             for question, text in zip(item.questions, texts, strict=True)
         ]
-        write_json(path, {**identity, "answers": answers})
-        return answers
 
     def agreement(self, item: Asked) -> Agreement:
         """KL and top-1 agreement on the right answers."""

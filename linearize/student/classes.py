@@ -142,6 +142,9 @@ def _config_class(base: Any) -> Any:
         "__module__": __name__,
         "__init__": __init__,
         "model_type": MODEL_TYPE_PREFIX + base.model_type,
+        # transformers before 5.18 renames layer types of other people's configurations, and its own models do not
+        # know the new names.
+        "is_custom_code": classmethod(lambda cls: base.is_custom_code()),
     }
     return type(name, (base,), members)
 

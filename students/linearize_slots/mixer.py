@@ -3,13 +3,13 @@
     α_t = sigmoid(W_α x_t + b)^(1/τ)                        one number per slot, key-value head and token
     K_t = K_{t-1} diag(α_t) + k_t (1 - α_t)ᵀ                the slots' keys: averages of the keys that came by
     V_t = diag(α_t) V_{t-1} + (1 - α_t) v_tᵀ                their values: averages with the same weights
-    y_t = softmax(q_t K_t / sqrt(K)) V_t
+    y_t = softmax(q_t K_t · scale) V_t                      the teacher's scale, 1/sqrt(K) where it has no other
 
 The softmax that other linear mixers give up stays, over slots in place of tokens. With a slot for each token it would
 be the teacher's attention, so copied q, k and v mean here what they meant there.
 Where this differs from the paper: α has a bias, for "mimic" to start from; q, k and v have no SiLU unless
-``conv_activation`` says so, as q and k of attention are compared by their signs; the scores have attention's 1/sqrt(K);
-the rotary embedding is the teacher's; norm and gate of the output are those of all mixers here.
+``conv_activation`` says so, as q and k of attention are compared by their signs; the scores have attention's scale; the
+rotary embedding is the teacher's; norm and gate of the output are those of all mixers here.
 Letters: B batch, T tokens, D model width, N query heads, M key-value heads, K key width, V value width, S slots.
 """
 
@@ -52,8 +52,8 @@ class GatedSlotAttention(LinearMixer):
 
     def add_parameters(self) -> None:
         """W_α and b."""
-        # As many key-value heads as k_proj has.
-        gates = self.k_width // self.site.key_dim * self.config.num_slots
+        gates = self.num_key_value_heads * self.config.num_slots
+        self.scale = self.site.key_dim**-0.5 if self.site.scale is None else self.site.scale
         self.slot_proj = nn.Linear(self.site.hidden_size, gates, bias=False)
         self.slot_bias = nn.Parameter(torch.zeros(gates, dtype=torch.float32))
 
@@ -97,7 +97,7 @@ class GatedSlotAttention(LinearMixer):
             g_BTMS = g_BTMS * valid_BT[..., None, None]
         state = state or {}
         y_BTNV, keys, values = self.recurrence(x_BTD.device).kernel(
-            q_BTNK, k_BTMK, v_BTMV, -torch.expm1(g_BTMS), g_BTMS, scale=self.site.key_dim**-0.5,
+            q_BTNK, k_BTMK, v_BTMV, -torch.expm1(g_BTMS), g_BTMS, scale=self.scale,
             slot_keys_BMKS=state.get("slot_keys"), slot_values_BMSV=state.get("slot_values"),
             segments_BT=segments_BT, chunk_size=self.config.chunk_size,
         )  # fmt: skip

@@ -58,7 +58,7 @@ def attention_weights(attention: Any, found: FoundSite, config: Any) -> Attentio
         rope_theta=_rope_theta(attention, found, config),
         rope_style=rotary_style(attention),
         window=window(attention, found, config),
-        softcap=getattr(attention, "attn_logit_softcapping", None),
+        softcap=_softcap(attention, config),
     )
 
 
@@ -78,7 +78,7 @@ def with_facts(attention: Any, found: FoundSite, config: Any) -> AttentionSite:
         v_norm_eps=value_norm_eps(attention),
         scale=None if scale == found.shape.key_dim**-0.5 else scale,
         window=window(attention, found, config),
-        softcap=getattr(attention, "attn_logit_softcapping", None),
+        softcap=_softcap(attention, config),
     )
 
 
@@ -122,6 +122,11 @@ def _rope_theta(attention: Any, found: FoundSite, config: Any) -> float | None:
     parameters = parameters.get(layer_type(found, config), parameters)
     theta = parameters.get("rope_theta")
     return None if theta is None else float(theta)
+
+
+def _softcap(attention: Any, config: Any) -> float | None:
+    """None under sdpa, which has no soft cap: transformers before 5.21 runs Gemma 2 so unless told to use eager."""
+    return None if config._attn_implementation == "sdpa" else getattr(attention, "attn_logit_softcapping", None)
 
 
 def _norm_shape(norm: nn.Module, key_dim: int) -> tuple[int, ...]:

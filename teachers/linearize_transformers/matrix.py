@@ -37,6 +37,10 @@ takes them, with all sites linear and with every second one: the teacher route i
 without, greedily, by sampling and with beams; a saved student loads with equal logits; and all of
 `linearize.testing.TeacherConformance`.
 
+The tests run on the oldest release of transformers that pyproject.toml admits and on the one in constraints.txt. Of
+the older ones, those before 5.21 leave out Gemma 2's soft cap unless `attention = "eager"`, and some want torchvision
+for the image processors of SmolVLM, Idefics3 and Ovis2 (`pip install 'linearize[vision]'`).
+
 | model type | images | attention, as stored | sites at | norms | window | positions | caveat |
 |---|---|---|---|---|---|---|---|
 {rows}

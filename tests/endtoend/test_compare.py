@@ -83,10 +83,13 @@ def test_cells_train_on_the_same_samples_and_answer_the_same_questions(whole: tu
     pure, hybrid = result.cells
     assert pure.tokens == hybrid.tokens
     answers = [cwd / result.folder / "cells" / cell.name / "seed-0" / "evaluation" / "answers" for cell in result.cells]
-    for path in answers[0].glob("*.teacher.json"):
-        one, other = (json.loads((folder / path.name).read_text()) for folder in answers)
-        assert one["answers"] == other["answers"]
-        assert one["questions"] == other["questions"]
+    answers.append(cwd / result.folder / "teacher" / "answers")
+    names = [path.name for path in answers[0].glob("*.teacher.json")]
+    assert len(names) == 2
+    for name in names:
+        one, other, shared = (json.loads((folder / name).read_text()) for folder in answers)
+        assert one["answers"] == other["answers"] == shared["answers"]
+        assert one["questions"] == other["questions"] == shared["questions"]
     assert (pure.num_linear, hybrid.num_linear, pure.num_sites) == (8, 6, 8)
 
 
@@ -157,6 +160,11 @@ def test_killed_inside_a_cell_and_typed_again_the_table_is_the_same(
     for gone in (folder / "report", folder / "cells" / "hybrid", folder / "cells" / "broken"):
         shutil.rmtree(gone)
     finished = (folder / "cells" / "pure" / "seed-0" / "done.json").stat().st_mtime_ns
+    # The one that is left does not ask the teacher what the first has asked, or it would hear something else.
+    heard = next((folder / "teacher" / "answers").glob("*recall*"))
+    told = json.loads(heard.read_text())
+    told["answers"][0]["answer"] = "told before"
+    heard.write_text(json.dumps(told))
     stage = folder / "cells" / "hybrid" / "seed-0" / "stages" / "3-distill"
     process = demo.start(tmp_path, ["compare", "mixers.toml"])
     try:
@@ -173,6 +181,8 @@ def test_killed_inside_a_cell_and_typed_again_the_table_is_the_same(
     assert not again.failures
     assert (folder / "cells" / "pure" / "seed-0" / "done.json").stat().st_mtime_ns == finished
     assert rows(folder) == rows(cwd / result.folder)
+    found = json.loads((stage.parents[1] / "evaluation" / "answers" / heard.name).read_text())
+    assert found["answers"] == told["answers"]
 
 
 def _wait_for(there: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:

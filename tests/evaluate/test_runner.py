@@ -6,7 +6,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from linearize.errors import DataError
-from linearize.evaluate.runner import evaluate
+from linearize.evaluate.runner import SharedAnswers, evaluate
 from linearize.protocols import AttentionSite
 from linearize.student.site import LinearizedAttention
 
@@ -130,6 +130,39 @@ def test_work_under_another_key_or_of_other_questions_is_done_anew(adapter, spel
         model = Repeater(adapter)
         asked(model, {"spelling": spelling(questions=questions)}, key="second", max_new_tokens=max_new_tokens)
         assert len(model.answered) == 2 * 2 * questions
+
+
+def test_runs_that_share_a_teacher_ask_it_once_and_find_what_they_would_alone(adapter, spelling, asked, tmp_path):
+    shared = SharedAnswers(tmp_path / "teacher", "weights")
+    alone = asked(Repeater(adapter, span=2), {"spelling": spelling()}, folder=tmp_path / "alone", dial_questions=2)
+    asked(Repeater(adapter), {"spelling": spelling()}, key="first", shared=shared, dial_questions=2)
+    second = Repeater(adapter, span=2)
+    folder = tmp_path / "second"
+    options = {"key": "second", "shared": shared, "dial_questions": 2, "folder": folder}
+    assert asked(second, {"spelling": spelling()}, **options) == alone
+    assert second.answered == ["student"] * (12 + 12 + 2 + 2)
+    # A run's folder holds all that was found in it, wherever the answers came from.
+    (tmp_path / "teacher").rename(tmp_path / "elsewhere")
+    again = Repeater(adapter, span=2)
+    assert asked(again, {"spelling": spelling()}, **options) == alone
+    assert again.answered == []
+
+
+@pytest.mark.parametrize("change", ["key", "questions", "max_new_tokens", "damage"])
+def test_shared_answers_to_something_else_are_not_taken_and_give_way(adapter, spelling, asked, tmp_path, change):
+    folder = tmp_path / "teacher"
+    asked(Repeater(adapter), {"spelling": spelling(questions=3)}, shared=SharedAnswers(folder, "weights"))
+    path = folder / "answers/spelling.echo.teacher.json"
+    if change == "damage":
+        path.write_text(path.read_text()[:40])
+    shared = SharedAnswers(folder, "other weights" if change == "key" else "weights")
+    options = {"max_new_tokens": 9} if change == "max_new_tokens" else {}
+    questions = 4 if change == "questions" else 3
+    for run, expected in (("second", 1 if change == "damage" else 2), ("third", 0)):
+        model = Repeater(adapter)
+        asked(model, {"spelling": spelling(questions=questions)}, folder=tmp_path / run, shared=shared, **options)
+        assert model.answered.count("teacher") == expected * questions
+        assert model.answered.count("student") == 2 * questions
 
 
 def test_a_damaged_result_is_asked_again(adapter, spelling, asked, tmp_path):

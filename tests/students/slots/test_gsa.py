@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -115,6 +116,16 @@ def test_a_slot_for_each_token_gives_the_teachers_softmax_attention() -> None:
     v = mixer.v_proj(x).view(1, 3, GROUPS, V).transpose(1, 2)
     wanted = F.scaled_dot_product_attention(q[:, :, -1:], k, v, enable_gqa=True).transpose(1, 2)
     torch.testing.assert_close(y[:, -1:], wanted)
+
+
+def test_the_teachers_own_scale_is_kept_inside_the_softmax() -> None:
+    x = torch.randn(1, 9, 12, generator=torch.Generator().manual_seed(1))
+    plain, scaled = (GatedSlotAttention(GsaConfig(num_slots=5), replace(SITE, scale=scale)) for scale in (None, 1.0))
+    plain.initialize("mimic", torch.Generator().manual_seed(0))
+    scaled.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        plain.q_proj.weight.mul_(K**0.5)
+        assert torch.allclose(plain(x)[0], scaled(x)[0], atol=1e-5)
 
 
 def test_query_heads_that_share_keys_share_slots() -> None:

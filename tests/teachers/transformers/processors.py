@@ -6,6 +6,7 @@ Video processors need torchvision, which a CPU installation of these tests lacks
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +42,22 @@ smolvlm.num2words = smolvlm.num2words or str
 
 
 def _pil(name: str, **options: Any) -> Any:
-    return getattr(transformers, f"{name}ImageProcessorPil")(**options)
+    return _without_torchvision(f"{name}ImageProcessorPil")(**options)
+
+
+def _without_torchvision(name: str) -> Any:
+    """An image processor for PIL, put where transformers looks for it.
+
+    Some releases, 5.17 among them, hide those of SmolVLM, Idefics3 and Ovis2 behind torchvision, because their files
+    have the name of its backend in a comment; they need it no more than the others.
+    """
+    found = getattr(transformers, name)
+    if hasattr(found, "_backends"):  # transformers' placeholder for what a missing package would bring
+        found = getattr(importlib.import_module(found.__module__), name)
+        package = importlib.import_module(found.__module__.rpartition(".")[0])
+        setattr(package, name, found)
+        setattr(transformers, name, found)
+    return found
 
 
 def _idefics3(tokenizer: Any, template: str) -> Any:

@@ -11,7 +11,6 @@ import importlib
 import sys
 import types
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -87,9 +86,13 @@ def bring(package: str, *modules: str) -> None:
     backends.tvF = functional
     backends.pil_torch_interpolation_mapping = {Image.Resampling[mode.name]: mode for mode in InterpolationMode}
     owner = importlib.import_module(f"transformers.models.{package}")
-    with mock.patch.dict(sys.modules, stand_ins):
+    sys.modules.update(stand_ins)
+    try:
         for name in modules:
             module = importlib.import_module(f"transformers.models.{package}.{name}")
             for exported in module.__all__:
                 for place in (owner, transformers):
                     setattr(place, exported, getattr(module, exported))
+    finally:  # the stand-ins alone: whatever else was imported meanwhile must not be imported a second time
+        for name in stand_ins:
+            del sys.modules[name]

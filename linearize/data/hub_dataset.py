@@ -1,0 +1,209 @@
+"""A dataset of the Hugging Face hub, or a folder of one, as a data source: rows with images and conversations."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from PIL import Image
+from pydantic import Field
+
+from linearize.config import Config
+from linearize.data.bad_records import BadRecord, BadRecordError, BadRecords
+from linearize.data.conversation import IMAGE_MARK, Conversation
+from linearize.data.llava_record import SystemHandling, parse_record
+from linearize.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+IMAGES = ("image", "images")
+CONVERSATIONS = ("conversations", "messages", "texts")
+"""Columns that are looked for where the recipe names none."""
+
+
+class HubDatasetConfig(Config):
+    """Options of data source ``hub_dataset``."""
+
+    path: str = Field(description="a dataset's hub id, a folder that save_to_disk wrote, or a folder of Parquet files")
+    subset: str | None = Field(default=None, description="the dataset's configuration; absent: its default one")
+    split: str = Field(default="train", description="a split, also a part of one such as train[:10%]")
+    revision: str | None = Field(default=None, description="a commit or tag of the hub's repository")
+    image: str | None = Field(
+        default=None, description='the column with an image or a list of them; absent: "image" or "images", if any'
+    )
+    conversations: str | None = Field(
+        default=None,
+        description='the column with messages, in the keys of llava_json; absent: "conversations" or "messages"',
+    )
+    question: str | None = Field(default=None, description="the column with one question, in the place of messages")
+    answer: str | None = Field(default=None, description="the column with its answer")
+    shuffle: bool = Field(default=True, description="whether each epoch has an order of its own, drawn from run.seed")
+    max_bad: Annotated[int, Field(strict=True, ge=0)] | Annotated[float, Field(strict=True, ge=0, lt=1)] = Field(
+        default=0.01, description="bad rows that are skipped before the data are refused: a count, or a share below 1"
+    )
+    system: SystemHandling = Field(
+        default="refuse",
+        description="a row's system message: refuse the row, prepend it to the first question, or drop it",
+    )
+
+
+class HubDatasetSource:
+    """Conversations of one split, numbered as its rows are.
+
+    A row that cannot be used gives way to the next good one, always the same, and is counted once.
+
+    Attributes:
+        size: rows of the split, bad ones among them.
+        shuffle: what the recipe asks for; the order is the sample stream's affair.
+
+    Raises:
+        DataError: there is no such dataset or split, or it lacks a column that is needed.
+    """
+
+    def __init__(self, config: HubDatasetConfig) -> None:
+        self.config, self.shuffle = config, config.shuffle
+        self._rows = _open(config)
+        self.size: int | None = len(self._rows)
+        if not self.size:
+            raise DataError(f"split '{config.split}' of {config.path} has no row; name another data.split")
+        columns = list(self._rows.column_names)
+        self._image = _column(config, columns, "image", IMAGES)
+        self._conversations = None
+        if config.question is None and config.answer is None:
+            self._conversations = _column(config, columns, "conversations", CONVERSATIONS)
+            if self._conversations is None:
+                raise DataError(
+                    f"{config.path} has no column {' or '.join(map(repr, CONVERSATIONS))}; it has "
+                    f"{', '.join(columns)}. Name the one with the messages in data.conversations, or two columns in "
+                    "data.question and data.answer"
+                )
+        else:
+            self._pair = tuple(_named(config, columns, name) for name in ("question", "answer"))
+        self._bad = BadRecords(f"{config.path}, {config.split}", config.max_bad)
+        self._bad.num_records = self.size
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Conversation:
+        """The conversation of row ``index``, or of the next good row.
+
+        Raises:
+            IndexError: there is no such row.
+            DataError: with this row, more are bad than ``max_bad``.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} asked for, {self.config.path} has {len(self)}")
+        for step in range(len(self)):
+            row = (index + step) % len(self)
+            if row not in self._bad:
+                try:
+                    return self._read(row)
+                except BadRecordError as error:
+                    if self._bad.add(row, error):
+                        logger.warning("%s, row %d skipped: %s", self.config.path, row, error)
+            self._bad.check_limit()
+        raise DataError(f"{self.config.path}: no row is left that can be used.\n{self._bad.first_few()}")
+
+    def bad_records(self) -> list[BadRecord]:
+        """The rows skipped so far."""
+        return self._bad.records()
+
+    def _read(self, row: int) -> Conversation:
+        try:
+            values = self._rows[row]
+        except Exception as error:
+            # The decoders of images raise whatever meets them.
+            raise BadRecordError("broken image", str(error)) from error
+        images = _images(values.get(self._image) if self._image else None)
+        if self._conversations is None:
+            question, answer = (values[name] for name in self._pair)
+            messages: Any = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+        else:
+            messages = [one for message in values[self._conversations] or [] for one in _messages(message)]
+        record = parse_record(
+            {
+                "conversations": messages, "image": [str(number) for number in range(len(images))],
+                "system": values.get("system"), "id": values.get("id", ""), "task": values.get("task", ""),
+            },
+            system=self.config.system,
+        )  # fmt: skip
+        return Conversation(record.turns, images, record.id or f"row {row}", record.task)
+
+
+def _open(config: HubDatasetConfig) -> Any:
+    """The rows of the split."""
+    import datasets
+
+    folder = Path(config.path)
+    try:
+        if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
+            found = datasets.load_from_disk(str(folder))
+            if not isinstance(found, datasets.DatasetDict):
+                return found
+            if config.split not in found:
+                raise DataError(f"{config.path} has no split '{config.split}'; it has {', '.join(found)}")
+            return found[config.split]
+        return datasets.load_dataset(config.path, config.subset, split=config.split, revision=config.revision)
+    except DataError:
+        raise
+    except Exception as error:
+        # Hub, network, scripts and file formats fail in ways of their own; all mean that there are no data.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"data.path = '{config.path}' could not be opened as split '{config.split}': {reason}. It takes a "
+            "dataset's hub id, a folder that save_to_disk wrote or one of Parquet files; a private one needs a token "
+            "(`hf auth login`)"
+        ) from error
+
+
+def _column(config: HubDatasetConfig, columns: list[str], option: str, usual: tuple[str, ...]) -> str | None:
+    """The column that an option names, else the first usual one that is there."""
+    if getattr(config, option) is not None:
+        return _named(config, columns, option)
+    return next((name for name in usual if name in columns), None)
+
+
+def _named(config: HubDatasetConfig, columns: list[str], option: str) -> str:
+    name = getattr(config, option)
+    if name in columns:
+        return str(name)
+    asked = f"data.{option} is missing" if name is None else f"data.{option} = '{name}': there is no such column"
+    raise DataError(f"{asked}; {config.path} has {', '.join(columns)}")
+
+
+def _messages(entry: Any) -> list[Any]:
+    """One entry of the messages in the keys of llava_json, or two: some datasets have question and answer in one."""
+    if not isinstance(entry, Mapping):
+        return [entry]
+    if "user" in entry and "assistant" in entry:
+        return [{"from": "human", "value": entry["user"]}, {"from": "gpt", "value": entry["assistant"]}]
+    # Rows of a table have all keys that any row has.
+    message = {key: value for key, value in entry.items() if value is not None}
+    if isinstance(message.get("content"), list):
+        message["content"] = "".join(map(_part, message["content"]))
+    return [message]
+
+
+def _part(part: Any) -> str:
+    """A piece of a message as text; an image as its mark."""
+    if isinstance(part, Mapping) and part.get("type") == "image":
+        return f"{IMAGE_MARK}\n"
+    if isinstance(part, Mapping) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    raise BadRecordError("not a record", f"a message holds {part!r}; a text or an image was due")
+
+
+def _images(found: Any) -> tuple[Image.Image, ...]:
+    """The row's images as RGB."""
+    if found is None:
+        return ()
+    images = found if isinstance(found, list) else [found]
+    for image in images:
+        if not isinstance(image, Image.Image):
+            raise BadRecordError(
+                "not an image", f"{type(image).__name__} found; the column has to be one of datasets' feature Image"
+            )
+    return tuple(image.convert("RGB") for image in images)

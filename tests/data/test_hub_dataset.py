@@ -1,0 +1,115 @@
+"""Datasets of the datasets library as a data source, from folders, since nothing is loaded from the hub here."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from PIL import Image
+
+from linearize.data.conversation import Turn
+from linearize.data.hub_dataset import HubDatasetConfig, HubDatasetSource
+from linearize.errors import DataError
+from linearize.protocols import DataSource
+
+RED, BLUE = (Image.new("RGB", (4, 3), name) for name in ("red", "blue"))
+
+
+def said(question: str, answer: str = "red") -> list[dict[str, str]]:
+    return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+
+
+def write(folder: Path, columns: dict[str, list[Any]]) -> Path:
+    rows = datasets.Dataset.from_dict(columns)
+    for name, feature in (("image", datasets.Image()), ("images", datasets.List(datasets.Image()))):
+        if name in columns:
+            rows = rows.cast_column(name, feature)
+    rows.save_to_disk(str(folder / "saved"))
+    return folder / "saved"
+
+
+def open_source(path: Path, **options: Any) -> HubDatasetSource:
+    return HubDatasetSource(HubDatasetConfig(path=str(path), **options))
+
+
+def test_rows_with_one_image_and_with_none_come_as_they_are(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, {"id": ["a", "b"], "image": [RED, None], "conversations": [said("<image>\nWhat?"), said("Hm?")]}
+    )
+    source: DataSource = open_source(path)
+    assert source.size == 2
+    assert source[0].turns == (Turn("<image>\nWhat?", "red"),)
+    assert [image.getpixel((0, 0)) for image in source[0].images] == [(255, 0, 0)]
+    assert (source[0].id, source[1].id, source[1].images) == ("a", "b", ())
+
+
+def test_several_images_and_chat_keys_are_read_too(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "<image><image>\nWhich?"}, {"role": "assistant", "content": "the second"}]
+    source = open_source(write(tmp_path, {"images": [[RED, BLUE]], "messages": [messages]}))
+    assert [image.getpixel((0, 0)) for image in source[0].images] == [(255, 0, 0), (0, 0, 255)]
+    assert source[0].turns[0].answer == "the second"
+    assert source[0].id == "row 0"
+
+
+def test_a_question_and_an_answer_in_columns_of_their_own_make_a_turn(tmp_path: Path) -> None:
+    path = write(tmp_path, {"image": [RED], "q": ["What?"], "a": ["red"]})
+    # One image and no mark: it is put in front, as for files.
+    assert open_source(path, question="q", answer="a")[0].turns == (Turn("<image>\nWhat?", "red"),)
+
+
+def test_messages_of_parts_and_pairs_of_user_and_assistant_are_read_too(tmp_path: Path) -> None:
+    parts = [{"type": "image", "text": None}, {"type": "text", "text": "What?"}]
+    answer = [{"type": "text", "text": "red"}]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": answer}]
+    for number, columns in enumerate(({"messages": [messages]}, {"texts": [[{"user": "What?", "assistant": "red"}]]})):
+        (tmp_path / str(number)).mkdir()
+        source = open_source(write(tmp_path / str(number), {"images": [[RED]], **columns}))
+        assert source[0].turns == (Turn("<image>\nWhat?", "red"),)
+
+
+def test_a_folder_of_parquet_files_and_a_part_of_its_split_are_opened(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"conversations": [said(f"{number}?") for number in range(10)]})
+    (tmp_path / "data").mkdir()
+    rows.to_parquet(str(tmp_path / "data" / "train.parquet"))
+    assert open_source(tmp_path / "data", split="train[:40%]").size == 4
+
+
+def test_a_bad_row_gives_way_to_the_next_and_is_counted_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path, {"conversations": [said("one?"), said("<image>\nnone there?"), said("three?")]})
+    source = open_source(path, max_bad=1)
+    with caplog.at_level(logging.WARNING):
+        assert [source[1].id, source[1].id] == ["row 2", "row 2"]
+    assert [bad.line for bad in source.bad_records()] == [1]
+    assert caplog.text.count("row 1 skipped: wrong number of <image> marks") == 1
+    with pytest.raises(DataError, match=r"1 of 3 records are bad .*; at most 0 may be"):
+        open_source(path, max_bad=0)[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"conversations": "talk"}, r"data.conversations = 'talk': there is no such column; .* has id, text"),
+        ({}, r"has no column 'conversations' or 'messages' or 'texts'; it has id, text. Name the one"),
+        ({"question": "text"}, "data.answer is missing; .* has id, text"),
+        ({"question": "text", "answer": "id", "image": "picture"}, "data.image = 'picture': there is no such column"),
+    ],
+)
+def test_a_missing_column_is_told_with_those_that_are_there(
+    tmp_path: Path, options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        open_source(write(tmp_path, {"id": ["a"], "text": ["b"]}), **options)
+
+
+def test_what_is_no_dataset_is_told_with_what_would_be(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"could not be opened as split 'train': .*It takes a dataset's hub id"):
+        open_source(tmp_path / "empty")
+    both = datasets.DatasetDict({"test": datasets.Dataset.from_dict({"conversations": [said("a?")]})})
+    both.save_to_disk(str(tmp_path / "both"))
+    with pytest.raises(DataError, match="has no split 'train'; it has test"):
+        open_source(tmp_path / "both")
+    assert open_source(tmp_path / "both", split="test").size == 1

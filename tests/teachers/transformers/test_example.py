@@ -36,7 +36,7 @@ def records(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.filterwarnings("ignore:__array__")
+@pytest.mark.filterwarnings("ignore:.*beam search", "ignore:__array__")
 @pytest.mark.parametrize(
     ("name", "options"),
     [

@@ -186,8 +186,8 @@ def compare(
         overrides: keys to change in all cells, keys of ``compare`` too.
         mixers: types of mixers to compare, instead of the table's.
         seeds: runs per cell, instead of the table's.
-        jobs: runs at a time. More than one share the machine's cores, get the GPUs that CUDA_VISIBLE_DEVICES lists in
-            turn, and print into their logs alone.
+        jobs: runs at a time. More than one share the machine's cores, get its GPUs, or those that CUDA_VISIBLE_DEVICES
+            lists, in turn, and print into their logs alone.
         fresh: start over; an existing folder is kept beside under another name.
         display: who is told; None prints nothing, and what the runs print is in their logs alone.
 
@@ -210,7 +210,8 @@ def compare(
             shown.note(f"the old comparison is kept in {RunFolder(folder.path).set_aside()}")
     try:
         with disk_errors(folder.path), folder.locked():
-            most_jobs = folder.claim(comparison, jobs)
+            left = sum(not folder.is_finished(cell, seed) for cell, seed in comparison.runs())
+            most_jobs = folder.claim(comparison, max(1, min(jobs, left)))
             for caveat in comparison.cells[0].checked.plan.caveats:  # of the teacher, which all cells share
                 shown.warn(caveat)
             failures = run_cells(comparison, folder, shown, show=display is not None and jobs == 1, jobs=jobs)

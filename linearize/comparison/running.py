@@ -62,7 +62,7 @@ def run_cells(
 
     Args:
         show: the runs' own progress goes to stdout, not to their logs.
-        jobs: runs at a time. More than one get the GPUs that CUDA_VISIBLE_DEVICES lists in turn, and share the cores.
+        jobs: runs at a time. More than one get the visible GPUs in turn, and share the cores.
     """
     waiting: list[_Run] = []
     total = len(list(comparison.runs()))
@@ -161,10 +161,16 @@ def _work(job: Mapping[str, Any], log: Path, *, show: bool) -> tuple[str, str] |
 
 
 def share_of_the_machine(slot: int, jobs: int) -> dict[str, str]:
-    """Environment of the run in one of ``jobs`` places: its GPU, where several are listed, and its share of cores."""
-    gpus = [name for name in os.environ.get(VISIBLE_GPUS, "").split(",") if name]
-    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
+    """Environment of the run in one of ``jobs`` places: its GPU and its share of cores."""
+    listed = os.environ.get(VISIBLE_GPUS)
+    gpus = _all_gpus() if listed is None else [name for name in listed.split(",") if name]
+    threads = os.environ.get("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // jobs)))
     return {"OMP_NUM_THREADS": threads} | ({VISIBLE_GPUS: gpus[slot % len(gpus)]} if gpus else {})
+
+
+def _all_gpus() -> list[str]:
+    """The numbers of the machine's NVIDIA GPUs, as their driver tells without torch."""
+    return [str(number) for number, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
 
 
 class _Worker:

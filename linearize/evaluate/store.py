@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON so that ``path`` holds the old content or the new, whenever the process dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+    # Several processes may write one file, such as the answers that runs of a comparison share.
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     with part.open("w", encoding="utf-8") as file:
         json.dump(content, file, ensure_ascii=False, indent=1)
         file.flush()

@@ -40,7 +40,7 @@ class RecurrentStateLayer(CacheLayerMixin):
 
     def put(self, num_tokens: int, states: Mapping[str, Tensor]) -> None:
         """Replaces the state by the one after ``num_tokens`` further tokens."""
-        self.states = dict(states)
+        self.states = {name: _alone_in_memory(state) for name, state in states.items()}
         self.seen += num_tokens
         self.is_initialized = True
         for tensor in self.states.values():
@@ -176,3 +176,9 @@ def token_validity(attention_mask: Any, num_tokens: int, seen: int) -> Tensor | 
         return attention_mask[:, first : first + num_tokens].bool()
     own = attention_mask[:, 0, -num_tokens:, first : first + num_tokens].diagonal(dim1=-2, dim2=-1)
     return own if own.dtype == torch.bool else own >= 0
+
+
+def _alone_in_memory(state: Tensor) -> Tensor:
+    """The state, or a copy where it is a view of something much larger, such as the last of all a prompt's tokens."""
+    own_bytes = state.numel() * state.element_size()
+    return state.clone() if state.untyped_storage().nbytes() > 2 * own_bytes else state

@@ -286,11 +286,14 @@ def test_the_commands_of_the_page_have_no_problem(monkeypatch: pytest.MonkeyPatc
 
 def test_runs_at_a_time_are_dealt_the_listed_gpus_and_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     dealt = [share_of_the_machine(slot, jobs=3) for slot in range(3)]
     assert [share["CUDA_VISIBLE_DEVICES"] for share in dealt] == ["2", "5", "2"]
     assert {share["OMP_NUM_THREADS"] for share in dealt} == {"5"}
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert share_of_the_machine(0, jobs=3) == {"OMP_NUM_THREADS": "1"}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr("linearize.comparison.running._all_gpus", lambda: ["0", "1"])
+    assert share_of_the_machine(1, jobs=3)["CUDA_VISIBLE_DEVICES"] == "1"

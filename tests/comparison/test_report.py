@@ -136,6 +136,7 @@ def test_markdown_and_csv_hold_the_numbers_of_the_findings(comparison: Compariso
         assert float(row["recall_low"]) == cell.tasks["recall"].interval[0]  # type: ignore[union-attr]
         assert float(row["decode_ms_per_token"]) == cell.decode_ms
         assert float(row["training_tokens_per_second"]) == pytest.approx(1e6 / cell.training_seconds)  # type: ignore[operator]
+        assert row["training_runs_at_once"] == str(comparison.jobs)
     assert [row["within_noise_of_best"] for row in rows] == ["True", "True", "False"]
 
 

@@ -24,6 +24,15 @@ def test_a_slot_counts_tokens_and_sizes_masks_by_them() -> None:
     assert layer.get_max_length() == layer.get_max_cache_shape() == -1
 
 
+def test_a_state_that_is_the_end_of_a_long_prompt_does_not_keep_the_prompt_in_memory() -> None:
+    prompt, own = torch.arange(4000.0).view(1, 2000, 2), torch.ones(1, 2)
+    layer = RecurrentStateLayer()
+    layer.put(2000, {"conv": prompt[:, -3:], "s": own})
+    assert torch.equal(layer.states["conv"], prompt[:, -3:])
+    assert layer.states["conv"].untyped_storage().nbytes() == 3 * 2 * 4
+    assert layer.states["s"] is own
+
+
 def test_rows_are_reordered_repeated_and_selected_in_every_tensor() -> None:
     layer = _filled()
     layer.reorder_cache(torch.tensor([2, 2, 0]))

@@ -175,6 +175,13 @@ def test_people_are_told_what_is_inside() -> None:
     assert component_title({"type": "gla"}) == "gla"
 
 
-def test_gates_of_an_average_are_refused() -> None:
-    with pytest.raises(ValidationError, match="an average has no gates"):
-        build(combine="average", linear_start=0.5)
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"linear_start": 0.5}, "gates = 'head' and linear_start = 0.5"),
+        ({"gates": "site"}, "gates = 'site' and linear_start = 0.0"),
+    ],
+)
+def test_gates_of_an_average_are_refused_with_what_was_found_and_what_to_do(options: Any, found: str) -> None:
+    with pytest.raises(ValidationError, match=f"{found}: an average has no gates; leave both out or set combine"):
+        build(combine="average", **options)

@@ -52,7 +52,8 @@ def run_pipeline(
     """Seeds, distils, evaluates, saves and reports; goes on from wherever an earlier process stopped.
 
     Args:
-        teacher_answers: the folder in which several runs, one after another, share what one teacher answers.
+        teacher_answers: the folder in which several runs, one after another or at the same time, share what
+            one teacher answers.
 
     Raises:
         RunError: the folder cannot be used, the disk is full, or training diverged.

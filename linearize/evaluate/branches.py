@@ -59,7 +59,12 @@ class SiteSums:
 
 @dataclass(slots=True)
 class BranchMeasures:
-    """Attributes: sites: by index. whole: agreement with the teacher. without: the same without each branch."""
+    """What the branches do at the sites and to the whole student.
+
+    Attributes:
+        sites: by index.
+        whole: agreement with the teacher. without: the same without each branch.
+    """
 
     sites: dict[int, SiteSums]
     whole: Agreement

@@ -72,7 +72,7 @@ class LinearMixer(nn.Module):
             raise PluginError(
                 f"mixer {type(self).__name__} has rope = true, but the attention of site {site.index} turns "
                 f"neighbouring numbers of a head together ({site.rope_style} rotary embedding), mixers turn halves; "
-                "set student.mixer.rope = false"
+                "set rope = false in this mixer's table"
             )
         self.config, self.site = config, site
         self.operation, self.backend, self.qk_norm, self.rope = operation, backend, qk_norm, rope

@@ -20,9 +20,10 @@ CHUNK = 64
 
 
 def sum_angles(turns_BTNP: Tensor, start_BNP: Tensor | None) -> tuple[Tensor, Tensor]:
-    """For each token all angles up to its own, up to full turns: [B, T, N, P], and [B, N, P] after the last.
+    """For each token all angles up to its own, up to full turns: [B, T, N, P], and [B, N, P] in fp64 after the last.
 
-    Sums over chunks are fp64 and drop full turns, so that the hundred-thousandth token is as exact as the first.
+    Sums over chunks are fp64 and drop full turns, so that the hundred-thousandth token is as exact as the first; and so
+    is the sum handed on, as calls of one token would else lose every angle below the rounding of the sum.
 
     Args:
         start_BNP: the sum before the first token; None: zero.
@@ -31,18 +32,19 @@ def sum_angles(turns_BTNP: Tensor, start_BNP: Tensor | None) -> tuple[Tensor, Te
     per_chunk = min(CHUNK, length)
     padded = F.pad(turns_BTNP, (0, 0, 0, 0, 0, -length % per_chunk)).unflatten(1, (-1, per_chunk))
     totals = padded.sum(2, dtype=torch.float64)
-    before = totals.cumsum(1) - totals
+    after = totals.cumsum(1)
     if start_BNP is not None:
-        before = before + start_BNP.unsqueeze(1)
-    before = before.remainder(FULL_TURN).to(padded.dtype)
+        after = after + start_BNP.unsqueeze(1)
+    before = (after - totals).remainder(FULL_TURN).to(padded.dtype)
     sums = (padded.cumsum(2) + before.unsqueeze(2)).flatten(1, 2)[:, :length]
-    return sums, sums[:, -1].remainder(FULL_TURN)
+    return sums, after[:, -1].remainder(FULL_TURN)
 
 
 def turn(x_BTNK: Tensor, angles_BTNP: Tensor) -> Tensor:
     """x with channels i and i + K/2 of each head turned together for i < P, the others as they are; in x's dtype.
 
-    These are the pairs of the teacher's rotary embedding, so that both rotations are one.
+    These are the pairs of a teacher's rotary embedding that turns whole heads, so that both rotations are one; a
+    partial one pairs other channels, and the two act one after the other.
     """
     half, pairs = x_BTNK.shape[-1] // 2, angles_BTNP.shape[-1]
     cos, sin = angles_BTNP.cos(), angles_BTNP.sin()

@@ -10,8 +10,8 @@
 as mamba_ssm 2.3 computes it, where k, q and v are called B, C and x. Heads share W_θ and differ in dt; there is no
 short convolution.
 Where this differs: k and v are shared by query heads as in the teacher; pairs are channels i and i + K/2, not 2i and
-2i + 1, which renames channels and lets the teacher's rotary embedding, kept with ``rope``, turn the same pairs; the
-output norm, an option there, is on as in all mixers here.
+2i + 1, which renames channels and lets the teacher's rotary embedding, kept with ``rope``, turn the same pairs where it
+turns whole heads; the output norm, an option there, is on as in all mixers here.
 Letters: B batch, T tokens, D model width, N query heads, M key-value heads, K key width, V value width, P pairs.
 """
 
@@ -55,7 +55,7 @@ class BiasedNorm(nn.RMSNorm):
 class Mamba3Mixer(LinearMixer):
     """A Mamba-3 layer without its output projection.
 
-    The state is "ssm" [B, N, K, V] and "angle" [B, N, P] in fp32, and of the last token "last_key" [B, N, K] and
+    The state is "ssm" [B, N, K, V] in fp32, "angle" [B, N, P] in fp64, and of the last token "last_key" [B, N, K] and
     "last_value" [B, M, V] in the model's dtype.
 
     Raises:
@@ -81,7 +81,7 @@ class Mamba3Mixer(LinearMixer):
             raise PluginError(
                 f"mixer 'mamba3' turns pairs of channels, but angle_fraction = {self.config.angle_fraction} of the "
                 f"{key_dim} channels of a key at site {self.site.index} is less than one pair; set "
-                f"student.mixer.angle_fraction to at least {2 / key_dim:.3g}"
+                f"angle_fraction to at least {2 / key_dim:.3g} in this mixer's table"
             )
         self.q_norm = BiasedNorm(heads, key_dim, self.config.norm_eps)
         self.k_norm = BiasedNorm(heads, key_dim, self.config.norm_eps)

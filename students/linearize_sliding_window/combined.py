@@ -53,13 +53,13 @@ class SwaLinearMixer(nn.Module):
 
     def roles(self) -> Mapping[str, frozenset[str]]:
         """Those of each branch and its name besides; the gates are "new" and "mix"."""
-        found = {
+        found: dict[str, frozenset[str]] = {
             f"{name}.{parameter}": roles | {name}
             for name, branch in self._branches().items()
             for parameter, roles in branch.roles().items()
         }
-        gates = {name: frozenset({"new", "mix"}) for name, _ in self.named_parameters(recurse=False)}
-        return {name: {**found, **gates}[name] for name, _ in self.named_parameters()}
+        found |= {name: frozenset({"new", "mix"}) for name, _ in self.named_parameters(recurse=False)}
+        return {name: found[name] for name, _ in self.named_parameters()}
 
     @torch.no_grad()
     def initialize(self, style: SeedStyle, generator: torch.Generator) -> None:

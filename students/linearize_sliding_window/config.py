@@ -62,5 +62,8 @@ class SwaLinearConfig(WindowOptions):
     @model_validator(mode="after")
     def _gates_belong_to_a_sum(self) -> SwaLinearConfig:
         if self.combine == "average" and (self.linear_start != 0.0 or self.gates != "head"):
-            raise ValueError("gates and linear_start are of combine = 'sum'; an average has no gates")
+            raise ValueError(
+                f"combine = 'average' with gates = '{self.gates}' and linear_start = {self.linear_start}: an average "
+                "has no gates; leave both out or set combine = 'sum'"
+            )
         return self

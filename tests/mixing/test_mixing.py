@@ -189,7 +189,7 @@ def test_a_head_of_zeros_has_no_direction_and_a_finite_gradient() -> None:
 
 def test_rope_is_refused_where_the_teacher_turns_neighbours_and_not_halves() -> None:
     site = dataclasses.replace(SITE, rope_style="interleaved")
-    with pytest.raises(PluginError, match=r"interleaved rotary embedding.*set student\.mixer\.rope = false"):
+    with pytest.raises(PluginError, match=r"interleaved rotary embedding.*set rope = false in this mixer's table"):
         PlainLinearAttention(LinearMixerOptions(), site)
     PlainLinearAttention(LinearMixerOptions(rope=False), site)
     PlainLinearAttention(LinearMixerOptions(), dataclasses.replace(site, has_rope=False))

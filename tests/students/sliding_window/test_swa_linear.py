@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from linearize_sliding_window.mixer import SlidingWindowMixer
 from pydantic import ValidationError
 
 from linearize.components import component_title
-from linearize.errors import RecipeError
+from linearize.errors import PluginError, RecipeError
 from linearize.plugins import Plugins
 from linearize.protocols import AttentionSite
 from linearize.recipe.load import load_recipe
@@ -146,6 +147,19 @@ def test_what_is_wrong_with_the_inner_mixer_is_told_by_its_path(table: Any, prob
     assert told.startswith(problem)
 
 
+@pytest.mark.parametrize(
+    ("linear", "where"),
+    [
+        ({"type": "gla", "rope": True}, "linear: mixer "),
+        ({"type": "swa_linear", "linear": {"type": "gla", "rope": True}}, "linear: linear: mixer "),
+    ],
+)
+def test_what_an_inner_mixer_refuses_is_told_with_where_its_table_is(linear: Any, where: str) -> None:
+    site = replace(SITE, rope_style="interleaved")
+    with pytest.raises(PluginError, match=f"^{where}.*set rope = false in this mixer's table$"):
+        build(site, linear=linear)
+
+
 def test_overrides_reach_the_inner_mixer_and_the_resolved_recipe_reads_back() -> None:
     tables = recipe({"type": "swa_linear", "linear": {"type": "gla", "conv_width": 4}})
     overrides = ["student.mixer.linear.type=retnet", "student.mixer.linear.rope=false"]
@@ -161,6 +175,13 @@ def test_people_are_told_what_is_inside() -> None:
     assert component_title({"type": "gla"}) == "gla"
 
 
-def test_gates_of_an_average_are_refused() -> None:
-    with pytest.raises(ValidationError, match="an average has no gates"):
-        build(combine="average", linear_start=0.5)
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"linear_start": 0.5}, "gates = 'head' and linear_start = 0.5"),
+        ({"gates": "site"}, "gates = 'site' and linear_start = 0.0"),
+    ],
+)
+def test_gates_of_an_average_are_refused_with_what_was_found_and_what_to_do(options: Any, found: str) -> None:
+    with pytest.raises(ValidationError, match=f"{found}: an average has no gates; leave both out or set combine"):
+        build(combine="average", **options)

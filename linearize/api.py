@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from linearize.display import Display, SilentDisplay
 from linearize.errors import CheckpointError, RecipeError
-from linearize.plan import CheckedRecipe, check_draft
+from linearize.plan import CheckedRecipe, caveats_of, check_draft
 from linearize.plugins import Plugins
 from linearize.protocols import TeacherAdapter
 from linearize.recipe.load import draft_recipe
@@ -83,8 +83,7 @@ def load_teacher(
     except ValidationError as error:
         raise RecipeError(f"load_teacher('{type}')", describe_validation(error, config_class)) from None
     adapter: TeacherAdapter = spec.builder()(config)
-    told: Any = getattr(adapter, "caveats", tuple)
-    for caveat in told():
+    for caveat in caveats_of(adapter):
         warnings.warn(caveat, stacklevel=2)
     model = adapter.load(dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype, device=device)
     return Teacher(model.eval(), adapter.processor(), adapter)

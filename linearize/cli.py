@@ -97,10 +97,13 @@ def compare(
 
         names = None if mixers is None else [name.strip() for name in mixers.split(",") if name.strip()]
         console = make_console()
-        if dry_run:
-            console.print(plan_table(plan_comparison(recipe, overrides or (), names, seeds)))
-            return
         display = ConsoleDisplay(console)
+        if dry_run:
+            comparison = plan_comparison(recipe, overrides or (), names, seeds)
+            console.print(plan_table(comparison))
+            for caveat in comparison.cells[0].checked.plan.caveats:  # of the teacher, which all cells share
+                display.warn(caveat)
+            return
         result = api.compare(
             recipe, overrides or (), mixers=names, seeds=seeds, jobs=jobs, fresh=fresh, display=display
         )

@@ -100,9 +100,15 @@ def check_draft(draft: Draft) -> CheckedRecipe:
     recipe = finish_draft(draft)
     assert adapter is not None
     assert mixer is not None
-    told: Any = getattr(adapter, "caveats", tuple)
-    plan = Plan(tuple(sites), tuple(linear), tuple(stages), count(mixer.parameters()), state, tuple(told()))
+    parameters = count(mixer.parameters())
+    plan = Plan(tuple(sites), tuple(linear), tuple(stages), parameters, state, caveats_of(adapter))
     return CheckedRecipe(recipe, adapter, plan)
+
+
+def caveats_of(adapter: TeacherAdapter) -> tuple[str, ...]:
+    """What the adapter tells as ``TellsCaveats``; nothing where it does not."""
+    told: Any = getattr(adapter, "caveats", tuple)
+    return tuple(told())
 
 
 def meta_mixer(recipe: Draft | LoadedRecipe, site: AttentionSite) -> nn.Module:

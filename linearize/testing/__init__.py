@@ -8,7 +8,10 @@ from __future__ import annotations
 import pytest
 
 pytest.register_assert_rewrite(
-    *(f"linearize.testing.{name}" for name in ("mixers", "seeders", "numbers", "site_checks", "teacher"))
+    *(
+        f"linearize.testing.{name}"
+        for name in ("mixers", "seeders", "numbers", "batch_checks", "site_checks", "teacher", "teacher_inputs")
+    )
 )
 
 from linearize.testing.mixers import MixerConformance  # noqa: E402

@@ -1,11 +1,11 @@
-"""Reproducible inputs for the kit's checks, and one measure of how far apart two tensors are.
+"""Reproducible inputs for the kit's checks, and two measures of how far apart two tensors are.
 
 Letters: B batch, T tokens, D model width, K key width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -38,3 +38,17 @@ def assert_near(found: Tensor, wanted: Tensor, tolerance: float, what: str) -> N
     assert found.shape == wanted.shape, f"{what}: shape {tuple(found.shape)}; {tuple(wanted.shape)} was due"
     error = distance(found, wanted)
     assert error <= tolerance, f"{what}: off by {error:.1e} of its size; at most {tolerance:.0e} was due"
+
+
+def assert_values_near(
+    found: Tensor, expected: Tensor, tolerance: float, what: str, hint: Callable[[], str] = lambda: ""
+) -> None:
+    """Fails unless each value is as far off as ``tolerance`` times the largest expected one, or less.
+
+    The message is ``what``, which goes on "off by", both numbers and, computed only then, the hint.
+    """
+    __tracebackhide__ = True
+    found, expected = found.detach().double(), expected.detach().double()
+    largest, furthest = float(expected.abs().max()), float((found - expected).abs().max())
+    if not furthest <= tolerance * max(largest, 1e-6):
+        raise AssertionError(f"{what} off by {furthest:.2e}, largest value {largest:.2e}. {hint()}".rstrip())

@@ -6,26 +6,41 @@ Letters: B batch, T tokens, D model width, N query heads, V value width, R width
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from linearize.protocols import AttentionSite, AttentionWeights
 from linearize.testing.attention import first_angles
 from linearize.testing.watching import SiteCall
 
 
-def assert_near(
-    found: Tensor, expected: Tensor, tolerance: float, what: str, hint: Callable[[], str] = lambda: ""
-) -> None:
-    """Fails with ``what``, which goes on "off by", both numbers and, computed only then, the hint."""
+def check_module(modules: Mapping[str, nn.Module], site: AttentionSite) -> None:
+    """Fails unless the model has the site's module and its output projection, of the sizes that the site says."""
     __tracebackhide__ = True
-    found, expected = found.detach().double(), expected.detach().double()
-    largest, distance = float(expected.abs().max()), float((found - expected).abs().max())
-    if not distance <= tolerance * max(largest, 1e-6):
-        raise AssertionError(f"{what} off by {distance:.2e}, largest value {largest:.2e}. {hint()}".rstrip())
+    where = f"site {site.index} ({site.path})"
+    assert site.path in modules, (
+        f"{where}: the model has no such module; in its layers there are "
+        f"{', '.join(name for name in modules if name.endswith('.0')) or 'no lists of modules'} and what is "
+        "in them"
+    )
+    projection = modules.get(f"{site.path}.{site.output_projection}")
+    assert isinstance(projection, nn.Linear), (
+        f"{where}: output_projection is '{site.output_projection}', which is a {type(projection).__name__}; "
+        "the attention has to keep an nn.Linear there. Its modules: "
+        f"{', '.join(name for name, _ in modules[site.path].named_children())}"
+    )
+    found = (projection.out_features, projection.in_features)
+    due = (site.hidden_size, site.num_heads * site.value_dim)
+    assert found == due, (
+        f"{where}: '{site.output_projection}' goes from {found[1]} numbers to {found[0]}; by the site's "
+        f"num_heads * value_dim and hidden_size it would go from {due[1]} to {due[0]}"
+    )
+    assert site.num_heads % site.num_key_value_heads == 0, (
+        f"{where}: {site.num_heads} query heads cannot share {site.num_key_value_heads} key-value heads evenly"
+    )
 
 
 def check_call(call: SiteCall, site: AttentionSite, *, caches: bool) -> None:

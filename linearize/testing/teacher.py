@@ -23,7 +23,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from transformers import GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
@@ -31,14 +31,17 @@ from linearize.data.conversation import IMAGE_MARK, Conversation, Turn
 from linearize.distill.objectives import LogitKl
 from linearize.distill.options import LogitKlConfig
 from linearize.plugins import Plugins
-from linearize.protocols import TOKEN_IMAGE, TOKEN_PAD, AttentionSite, Batch, TeacherAdapter
+from linearize.protocols import TOKEN_IMAGE, AttentionSite, Batch, TeacherAdapter
 from linearize.specs import MixerSpec
 from linearize.student.convert import convert, linearized_sites, set_linear, teacher_route
 from linearize.student.mixers import build_mixer
 from linearize.student.modeling import load_student, save_student, student_state
 from linearize.testing.attention import attend
+from linearize.testing.batch_checks import check_answer, check_batches, check_prompts
 from linearize.testing.diagnosis import Case, explain
-from linearize.testing.site_checks import assert_near, check_call, check_facts, check_rope, check_shapes, check_theta
+from linearize.testing.numbers import assert_values_near
+from linearize.testing.site_checks import check_call, check_facts, check_module, check_rope, check_shapes, check_theta
+from linearize.testing.teacher_inputs import load, load_frozen, logits_of, picture
 from linearize.testing.watching import attention_calls, record_sites
 
 READERS = (
@@ -85,7 +88,7 @@ class TeacherConformance:
 
     def image_conversations(self) -> list[Conversation]:
         """Conversations with one and with two images; the first has one turn."""
-        small, wide = _picture(40, 28, 1), _picture(64, 30, 2)
+        small, wide = picture(40, 28, 1), picture(64, 30, 2)
         first, second = (Turn(f"{IMAGE_MARK}\n{turn.question}", turn.answer) for turn in self._turns())
         return [
             Conversation((first,), (small,), id="one image"),
@@ -116,7 +119,7 @@ class TeacherConformance:
 
     def test_sites_are_numbered_in_order_and_fit_their_modules(self, adapter: TeacherAdapter) -> None:
         """Indices from 0, no place twice, and the sizes that the modules have."""
-        sites, model = adapter.sites(), _load(adapter)
+        sites, model = adapter.sites(), load(adapter)
         assert sites, "a teacher without sites cannot be converted"
         numbers = [site.index for site in sites]
         assert numbers == list(range(len(sites))), f"sites are numbered 0, 1, ... through all towers; got {numbers}"
@@ -127,27 +130,7 @@ class TeacherConformance:
             assert len(set(values)) == len(sites), f"each site has a {name} of its own; got {values}"
         modules = dict(model.named_modules())
         for site in sites:
-            where = f"site {site.index} ({site.path})"
-            assert site.path in modules, (
-                f"{where}: the model has no such module; in its layers there are "
-                f"{', '.join(name for name in modules if name.endswith('.0')) or 'no lists of modules'} and what is "
-                "in them"
-            )
-            projection = modules.get(f"{site.path}.{site.output_projection}")
-            assert isinstance(projection, nn.Linear), (
-                f"{where}: output_projection is '{site.output_projection}', which is a {type(projection).__name__}; "
-                "the attention has to keep an nn.Linear there. Its modules: "
-                f"{', '.join(name for name, _ in modules[site.path].named_children())}"
-            )
-            found = (projection.out_features, projection.in_features)
-            due = (site.hidden_size, site.num_heads * site.value_dim)
-            assert found == due, (
-                f"{where}: '{site.output_projection}' goes from {found[1]} numbers to {found[0]}; by the site's "
-                f"num_heads * value_dim and hidden_size it would go from {due[1]} to {due[0]}"
-            )
-            assert site.num_heads % site.num_key_value_heads == 0, (
-                f"{where}: {site.num_heads} query heads cannot share {site.num_key_value_heads} key-value heads evenly"
-            )
+            check_module(modules, site)
 
     def test_sites_are_known_without_reading_a_weight(self, adapter: TeacherAdapter) -> None:
         """A recipe is checked on machines that could never hold the model."""
@@ -159,12 +142,12 @@ class TeacherConformance:
         finally:
             for refusal in refusals:
                 refusal.stop()
-        _load(adapter)
+        load(adapter)
         assert list(adapter.sites()) == sites, "sites() gives other sites after load() than before"
 
     def test_sites_are_all_attentions_of_the_decoder_in_the_order_they_run(self, adapter: TeacherAdapter) -> None:
         """Counted where softmax attention is computed, whichever module does it."""
-        model = _load(adapter)
+        model = load(adapter)
         batch = adapter.batch(self.text_conversations()[:1])
         decoder = model.get_decoder()
         root = next(name for name, module in model.named_modules() if module is decoder)
@@ -184,7 +167,7 @@ class TeacherConformance:
 
     def test_an_attention_is_called_and_answers_as_a_site_does(self, adapter: TeacherAdapter) -> None:
         """Its input first or as hidden_states, all else by name; a tuple back; one call of its output projection."""
-        model, sites = _load(adapter), adapter.sites()
+        model, sites = load(adapter), adapter.sites()
         batch = adapter.batch(self.text_conversations())
         for use_cache in (False, True):
             for index, call in record_sites(model, sites, batch, use_cache=use_cache).items():
@@ -192,11 +175,11 @@ class TeacherConformance:
 
     def test_a_site_can_be_wrapped_without_a_change_of_one_bit(self, adapter: TeacherAdapter) -> None:
         """Nothing but its output may be wanted of an attention module."""
-        model = _load_frozen(adapter)
+        model = load_frozen(adapter)
         batch = self._full_batch(adapter)
-        before = _logits(model, batch)
+        before = logits_of(model, batch)
         convert(model, adapter.sites(), {})
-        assert torch.equal(_logits(model, batch), before), (
+        assert torch.equal(logits_of(model, batch), before), (
             "with each attention inside a wrapper that calls it, the logits are others. The wrapper passes on the "
             "input and all keywords, so something reads the module itself, such as an attribute of layer.attention"
         )
@@ -206,7 +189,7 @@ class TeacherConformance:
 
         What the site says of these has to be the same.
         """
-        model = _load(adapter)
+        model = load(adapter)
         batch = adapter.batch(self.text_conversations()[1:])
         calls = record_sites(model, adapter.sites(), batch)
         for site in adapter.sites():
@@ -220,7 +203,7 @@ class TeacherConformance:
             expected_BTX = attend(weights, site, call.x_BTD, position)
             before_BTX = call.projected[0]
             attention = model.get_submodule(site.path)
-            assert_near(
+            assert_values_near(
                 before_BTX,
                 expected_BTX,
                 self.tolerance,
@@ -228,7 +211,7 @@ class TeacherConformance:
                 hint=partial(explain, Case(weights, site, attention, call.x_BTD, position, before_BTX, self.tolerance)),
             )
             o_bias = None if weights.o_bias is None else weights.o_bias.double()
-            assert_near(
+            assert_values_near(
                 call.output[0],
                 F.linear(expected_BTX, weights.o.double(), o_bias),
                 self.tolerance,
@@ -241,22 +224,22 @@ class TeacherConformance:
 
     def test_conversion_leaves_the_teacher_route_as_it_was(self, adapter: TeacherAdapter) -> None:
         """With a mixer in every site, whichever of them run, the model still is the teacher, bit for bit."""
-        model = _load_frozen(adapter)
+        model = load_frozen(adapter)
         batch = self._full_batch(adapter)
-        before = _logits(model, batch)
+        before = logits_of(model, batch)
         self._convert(model, adapter.sites())
         for every in (1, 2):
             set_linear(model, [site.index for site in adapter.sites()[::every]])
             with teacher_route(model):
-                assert torch.equal(_logits(model, batch), before), (
+                assert torch.equal(logits_of(model, batch), before), (
                     "with mixers beside its attentions, the teacher's logits are others: something in the model "
                     "reads the modules or parameters that conversion adds"
                 )
-        assert not torch.equal(_logits(model, batch), before), "the student route runs no mixer"
+        assert not torch.equal(logits_of(model, batch), before), "the student route runs no mixer"
 
     def test_frozen_means_frozen(self, adapter: TeacherAdapter) -> None:
         """After conversion mixers alone can be trained, and a step's gradients reach all of them."""
-        model = _load(adapter)
+        model = load(adapter)
         self._convert(model, adapter.sites())
         mixers = {f"{slot.site.path}.mixer." for slot in linearized_sites(model)}
         trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -275,7 +258,7 @@ class TeacherConformance:
 
     def test_a_student_writes_with_a_cache_what_it_writes_without(self, adapter: TeacherAdapter) -> None:
         """Every second site linear, left-padded prompts with and without images, greedily."""
-        model = _load(adapter)
+        model = load(adapter)
         self._convert(model, adapter.sites(), every=2)
         batch = adapter.batch(self._all_conversations(), for_generation=True)
         tokenizer = getattr(adapter.processor(), "tokenizer", adapter.processor())
@@ -300,10 +283,10 @@ class TeacherConformance:
 
     def test_the_teacher_loads_as_asked_and_the_same_each_time(self, adapter: TeacherAdapter) -> None:
         """In eval mode, in the dtype that is asked for, knowing where an answer ends."""
-        model = _load(adapter)
+        model = load(adapter)
         assert not any(module.training for module in model.modules()), "load() returns the model in eval mode"
         batch = adapter.batch(self.text_conversations())
-        assert torch.equal(_logits(model, batch), _logits(_load(adapter), batch)), (
+        assert torch.equal(logits_of(model, batch), logits_of(load(adapter), batch)), (
             "loaded twice, the model gives two results: weights that no file holds are drawn anew, or buffers are left "
             "unset when from_pretrained builds the model without memory (compute them in forward, or register them "
             "persistent)"
@@ -317,55 +300,26 @@ class TeacherConformance:
 
     def test_batches_of_text_say_what_each_token_is(self, adapter: TeacherAdapter) -> None:
         """Alone and together; pads, kinds, loss masks and numbers of tokens."""
-        self._check_batches(adapter, self.text_conversations())
+        check_batches(adapter, self.text_conversations(), self.padding_tolerance)
 
     def test_batches_with_images_say_what_each_token_is(self, adapter: TeacherAdapter) -> None:
         """The same with images in each row, in some rows, and several in one."""
         if not self.takes_images:
             pytest.skip("this teacher takes no images")
-        self._check_batches(adapter, self.image_conversations())
+        check_batches(adapter, self.image_conversations(), self.padding_tolerance)
         mixed = [*self.image_conversations(), *self.text_conversations()]
-        self._check_batches(adapter, mixed)
-        kinds = adapter.batch(mixed).token_kind_BT
-        has_image = [bool((row == TOKEN_IMAGE).any()) for row in kinds]
-        assert has_image == [bool(one.images) for one in mixed], (
-            f"token_kind_BT marks image tokens in rows {has_image}; of {len(mixed)} conversations the first "
-            f"{len(self.image_conversations())} have images"
-        )
+        check_batches(adapter, mixed, self.padding_tolerance)
 
     def test_prompts_are_padded_on_the_left_and_begin_as_the_conversation_does(self, adapter: TeacherAdapter) -> None:
         """What is generated from is what was trained on, up to where the answer begins."""
-        conversations = self._all_conversations()
-        whole, prompts = adapter.batch(conversations), adapter.batch(conversations, for_generation=True)
-        assert not prompts.loss_mask_BT.any(), "a prompt has no answer that a loss could cover"
-        for row, conversation in enumerate(conversations):
-            valid = prompts.inputs["attention_mask"][row].bool()
-            length = int(valid.sum())
-            assert bool(valid[len(valid) - length :].all()), "prompts are padded on the left"
-            ids = _ids(whole, row)
-            answers = whole.loss_mask_BT[row][whole.inputs["attention_mask"][row].bool()].tolist()
-            last = max(place for place in range(len(ids)) if answers[place] and not (place and answers[place - 1]))
-            assert _ids(prompts, row) == ids[:length], (
-                f"the prompt of '{conversation.id}' is not how the whole conversation begins: {_ids(prompts, row)} "
-                f"against {ids[:length]}"
-            )
-            assert length == last, (
-                f"the prompt of '{conversation.id}' has {length} tokens, but its last answer begins behind {last}: "
-                "the prompt ends with whatever opens an answer"
-            )
+        check_prompts(adapter, self._all_conversations())
 
     def test_an_answer_comes_back_as_text(self, adapter: TeacherAdapter) -> None:
         """Ids that the loss covers decode to the answer, without special tokens."""
         for conversation in (pair[0] for pair in (self.text_conversations(), self.image_conversations()) if pair):
             if conversation.images and not self.takes_images:
                 continue
-            batch = adapter.batch([conversation])
-            ids_BT = batch.inputs["input_ids"][batch.loss_mask_BT][None]
-            text, answer = adapter.decode(ids_BT), conversation.turns[-1].answer
-            assert text == [answer], (
-                f"the tokens that the loss covers decode to {text}; ['{answer}'] was due: decode() leaves out special "
-                "tokens, and loss_mask_BT covers the answer and the token that ends it"
-            )
+            check_answer(adapter, conversation)
 
     def test_the_processor_is_the_same_after_it_was_saved(self, adapter: TeacherAdapter, tmp_path: Path) -> None:
         """It is saved beside a student: the same prompts, the same tokens, the same pixels."""
@@ -376,7 +330,7 @@ class TeacherConformance:
         images: list[Image.Image] = []
         if self.takes_images:
             parts = [{"type": "image"}, {"type": "text", "text": parts}]
-            images = [_picture(40, 28, 1)]
+            images = [picture(40, 28, 1)]
         message = [{"role": "user", "content": parts}]
         prompts = [one.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
                    for one in (processor, again)]  # fmt: skip
@@ -393,14 +347,14 @@ class TeacherConformance:
 
     def test_a_student_loses_no_tensor_when_it_is_saved(self, adapter: TeacherAdapter, tmp_path: Path) -> None:
         """Every second site linear: mixers and attentions are all there again, and the logits are equal."""
-        model = _load(adapter)
+        model = load(adapter)
         self._convert(model, adapter.sites(), every=2)
         batch = self._full_batch(adapter)
         save_student(model, tmp_path / "student", adapter.processor())
         student = load_student(tmp_path / "student").requires_grad_(False)
         lost = sorted(student.state_dict().keys() ^ student_state(model).keys())
         assert not lost, f"tensors that the student has before it is saved or after, but not both: {lost[:5]}"
-        assert torch.equal(_logits(student, batch), _logits(model, batch)), (
+        assert torch.equal(logits_of(student, batch), logits_of(model, batch)), (
             "the saved and loaded student gives other logits: what the model needs beside its parameters (buffers, "
             "options set after __init__) has to be in its configuration"
         )
@@ -410,7 +364,7 @@ class TeacherConformance:
         if not hasattr(adapter, "to_published"):
             pytest.skip("this adapter has no published layout")
         published: Any = adapter
-        model = _load(adapter)
+        model = load(adapter)
         again = published.from_published(*published.to_published(model)).state_dict()
         assert again.keys() == model.state_dict().keys()
         for name, tensor in model.state_dict().items():
@@ -437,69 +391,6 @@ class TeacherConformance:
             mixer.initialize("scratch", torch.Generator().manual_seed(site.index))
             mixers[site.index] = mixer
         convert(model, sites, mixers)
-
-    def _check_batches(self, adapter: TeacherAdapter, conversations: list[Conversation]) -> None:
-        model = _load(adapter)
-        together = adapter.batch(conversations)
-        logits_BTX = _logits(model, together)
-        dtypes = together.loss_mask_BT.dtype, together.token_kind_BT.dtype
-        assert dtypes == (torch.bool, torch.uint8), f"loss_mask_BT is bool and token_kind_BT uint8; got {dtypes}"
-        valid_BT = together.inputs["attention_mask"].bool()
-        shapes = {tuple(one.shape) for one in (together.loss_mask_BT, together.token_kind_BT, valid_BT)}
-        assert len(shapes) == 1, f"loss_mask_BT, token_kind_BT and attention_mask differ in shape: {shapes}"
-        assert torch.equal(together.token_kind_BT == TOKEN_PAD, ~valid_BT), "pads, and pads alone, are TOKEN_PAD"
-        assert not bool((together.loss_mask_BT & (together.token_kind_BT == TOKEN_PAD)).any()), "no loss at pads"
-        assert not bool((together.loss_mask_BT & (together.token_kind_BT == TOKEN_IMAGE)).any()), "none at images"
-        for row, conversation in enumerate(conversations):
-            alone = adapter.batch([conversation])
-            length = int(valid_BT[row].sum())
-            assert bool(valid_BT[row, :length].all()), "whole conversations are padded on the right"
-            assert _ids(together, row) == _ids(alone, 0), f"'{conversation.id}' has other tokens in a batch than alone"
-            assert torch.equal(together.loss_mask_BT[row, :length], alone.loss_mask_BT[0]), (
-                f"the loss of '{conversation.id}' covers other tokens in a batch than alone"
-            )
-            counted = adapter.num_tokens(conversation)
-            assert counted == length, f"num_tokens('{conversation.id}') is {counted}, but batch() makes {length} tokens"
-            text = adapter.decode(together.inputs["input_ids"][row][together.loss_mask_BT[row]][None])[0]
-            for turn in conversation.turns:
-                assert turn.answer in text, f"the loss of '{conversation.id}' does not cover '{turn.answer}'"
-                assert turn.question.split("\n")[-1] not in text, f"the loss of '{conversation.id}' covers a question"
-            assert_near(
-                logits_BTX[row, :length],
-                _logits(model, alone)[0],
-                self.padding_tolerance,
-                f"look at mask, positions and which row gets which pixels: against '{conversation.id}' alone, its "
-                "logits in a padded batch are",
-            )
-
-
-def _picture(width: int, height: int, seed: int) -> Image.Image:
-    """Stripes whose colour changes with the seed."""
-    image = Image.new("RGB", (width, height))
-    image.putdata([((x * 7 * seed) % 256, (y * 11) % 256, (x + y) * seed % 256)
-                   for y in range(height) for x in range(width)])  # fmt: skip
-    return image
-
-
-def _load(adapter: TeacherAdapter) -> Any:
-    return adapter.load(dtype=torch.float32, device="cpu")
-
-
-def _load_frozen(adapter: TeacherAdapter) -> Any:
-    """As conversion leaves it: torch rounds some products otherwise when a weight needs gradients, no_grad or not."""
-    return _load(adapter).requires_grad_(False)
-
-
-@torch.no_grad()
-def _logits(model: Any, batch: Batch) -> Tensor:
-    logits: Tensor = model(**batch.inputs, use_cache=False).logits
-    assert bool(torch.isfinite(logits).all())
-    return logits
-
-
-def _ids(batch: Batch, row: int) -> list[int]:
-    ids: list[int] = batch.inputs["input_ids"][row][batch.inputs["attention_mask"][row].bool()].tolist()
-    return ids
 
 
 def _inside(path: str, root: str) -> bool:

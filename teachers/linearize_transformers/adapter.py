@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -51,7 +52,10 @@ class TransformersAdapter:
 
     @functools.cached_property
     def _found(self) -> dict[int, FoundSite]:
-        model, config = self._empty_model, self.config.get_text_config(decoder=True)
+        model, config = self._empty_model, copy.deepcopy(self.config.get_text_config(decoder=True))
+        # The empty model is built as transformers chooses: what the option names need not be installed here.
+        if self.options.attention != "auto":
+            config._attn_implementation = self.options.attention
         return {
             found.site.index: replace(found, site=with_facts(model.get_submodule(found.site.path), found, config))
             for found in find_sites(model)

@@ -103,23 +103,27 @@ class Batcher:
         return Encoded(list(encoded["input_ids"]), flags)
 
     def _process(self, prompts: Sequence[Prompt], images: list[list[Any]], padding_side: str) -> dict[str, Tensor]:
-        texts = [prompt.text for prompt in prompts]
         try:
-            return process(
-                self.processor,
-                texts,
-                images,
-                input_names=self.input_names,
-                padding_side=padding_side,
-                **self._special(texts[0]),
-            )
+            return self._inputs(prompts, images, padding_side)
         except (ImportError, MemoryError):
             raise
         except Exception as error:
             raise DataError(
                 f"the checkpoint's {type(self.processor).__name__} cannot take a batch that begins with "
-                f"{texts[0][:80]!r}: {type(error).__name__}: {error}"
+                f"{prompts[0].text[:80]!r}: {type(error).__name__}: {error}"
             ) from error
+
+    def _inputs(self, prompts: Sequence[Prompt], images: list[list[Any]], padding_side: str) -> dict[str, Tensor]:
+        """What the processor makes of them; may fail in any way."""
+        texts = [prompt.text for prompt in prompts]
+        return process(
+            self.processor,
+            texts,
+            images,
+            input_names=self.input_names,
+            padding_side=padding_side,
+            **self._special(texts[0]),
+        )
 
     def _special(self, text: str) -> dict[str, bool]:
         """A template that writes the first token itself must not get it a second time."""

@@ -26,7 +26,7 @@ class PrefixBatcher(Batcher):
     The processor's own call would put a first token and a line break where only a single question is.
     """
 
-    def _process(self, prompts: Sequence[Prompt], images: list[list[Any]], padding_side: str) -> dict[str, Tensor]:
+    def _inputs(self, prompts: Sequence[Prompt], images: list[list[Any]], padding_side: str) -> dict[str, Tensor]:
         rows: dict[str, list[list[int]]] = {"input_ids": [], "token_type_ids": []}
         for prompt in prompts:
             encoded = self.tokenizer(prompt.text, return_offsets_mapping=True, **self._special(prompt.text))

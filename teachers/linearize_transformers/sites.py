@@ -36,8 +36,8 @@ OTHER_MIXERS = ("linear_attn", "conv", "short_conv", "mamba", "cross_attn")
 RECURRENT_CACHE_ARGUMENT = "cache_params"
 """What an attention takes for its cache when it is linear already, under whatever name it stands in its layer."""
 NEXT = (
-    "Take another checkpoint (docs/teachers.md lists what was tried), or write a teacher plug-in for this one "
-    "(docs/plugins.md)."
+    "Take another checkpoint (docs/teachers.md lists what was tried), or write a teacher plug-in for this one: "
+    "`linearize new teacher NAME` begins it, docs/write_a_teacher.md goes on."
 )
 
 CACHE_ARGUMENTS = ("past_key_values", "layer_past")

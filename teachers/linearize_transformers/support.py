@@ -118,9 +118,7 @@ TEXT_FAMILIES = (
     Family(
         model_type="gemma4_text",
         caveats=(VALUES_OF_NORM_ONE,),
-        config=TEXT
-        | GEMMA4_TEXT
-        | {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY, "num_kv_shared_layers": 0},
+        config=TEXT | GEMMA4_TEXT,
     ),
     text("phi3", sliding_window=None),
     text("gpt_neox", rotary_pct=0.5),

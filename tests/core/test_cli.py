@@ -169,3 +169,17 @@ def test_ctrl_c_says_how_to_go_on_and_has_status_130(tmp_path: Path) -> None:
     assert done.returncode == 128 + signal.SIGINT
     assert "Interrupted. Type the same command to go on" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_dry_run_of_a_comparison_tells_what_no_student_of_the_teacher_can_do(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from linearize_hovle.adapter import HovleAdapter
+
+    arguments = ["compare", str(recipe), "--mixer", "mamba2", "--dry-run"]
+    code, out, _ = invoke(arguments)
+    assert (code, "warning" in out) == (0, False)
+    monkeypatch.setattr(HovleAdapter, "caveats", lambda _: ["it reads both ways"], raising=False)
+    code, out, _ = invoke(arguments)
+    assert (code, out.count("warning: it reads both ways")) == (0, 1)
+    assert out.index("1 cell") < out.index("warning: ")

@@ -226,6 +226,14 @@ def test_conversations_that_do_not_fit_are_refused(checkpoint: Callable[[str], P
         vision.batch([Conversation((Turn("<image><image>", "y"),), (picture(8, 8),))])
 
 
+@pytest.mark.parametrize("name", ["llava", "paligemma"])
+def test_what_a_processor_cannot_take_is_an_error_of_the_data(checkpoint: Callable[[str], Path], name: str) -> None:
+    no_picture: Any = "words"
+    adapter = make_adapter(checkpoint(name))
+    with pytest.raises(DataError, match=r"Processor cannot take a batch that begins with .*how many\?.*: \w+Error: "):
+        adapter.batch([Conversation((Turn("<image>\nhow many?", "two"),), (no_picture,))])
+
+
 def test_a_checkpoint_without_a_chat_template_asks_for_one(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     for path in checkpoint("llama").iterdir():
         if path.name != "chat_template.jinja":

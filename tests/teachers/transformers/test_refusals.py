@@ -17,7 +17,10 @@ from transformers import CONFIG_MAPPING, BertConfig, T5Config
 
 from linearize.errors import CheckpointError
 
-NEXT_STEP = r"Take another checkpoint .*, or write a teacher plug-in for this one \(docs/plugins\.md\)\."
+NEXT_STEP = (
+    r"Take another checkpoint .*, or write a teacher plug-in for this one: `linearize new teacher NAME` begins it, "
+    r"docs/write_a_teacher\.md goes on\."
+)
 
 
 def sites(model_type: str, **changes: Any) -> Any:

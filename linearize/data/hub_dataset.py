@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from PIL import Image
 from pydantic import Field
 
-from linearize.config import Config
 from linearize.data.bad_records import BadRecord, BadRecordError, BadRecords
 from linearize.data.conversation import IMAGE_MARK, Conversation
-from linearize.data.llava_record import SystemHandling, parse_record
+from linearize.data.llava_record import parse_record
+from linearize.data.record_config import RecordConfig
 from linearize.errors import DataError
-
-logger = logging.getLogger(__name__)
 
 IMAGES = ("image", "images")
 CONVERSATIONS = ("conversations", "messages", "texts")
 """Columns that are looked for where the recipe names none."""
 
 
-class HubDatasetConfig(Config):
+class HubDatasetConfig(RecordConfig):
     """Options of data source ``hub_dataset``."""
 
     path: str = Field(description="a dataset's hub id, a folder that save_to_disk wrote, or a folder of Parquet files")
@@ -39,14 +36,6 @@ class HubDatasetConfig(Config):
     )
     question: str | None = Field(default=None, description="the column with one question, in the place of messages")
     answer: str | None = Field(default=None, description="the column with its answer")
-    shuffle: bool = Field(default=True, description="whether each epoch has an order of its own, drawn from run.seed")
-    max_bad: Annotated[int, Field(strict=True, ge=0)] | Annotated[float, Field(strict=True, ge=0, lt=1)] = Field(
-        default=0.01, description="bad rows that are skipped before the data are refused: a count, or a share below 1"
-    )
-    system: SystemHandling = Field(
-        default="refuse",
-        description="a row's system message: refuse the row, prepend it to the first question, or drop it",
-    )
 
 
 class HubDatasetSource:
@@ -81,7 +70,7 @@ class HubDatasetSource:
                 )
         else:
             self._pair = tuple(_named(config, columns, name) for name in ("question", "answer"))
-        self._bad = BadRecords(f"{config.path}, {config.split}", config.max_bad)
+        self._bad = BadRecords(f"{config.path}, {config.split}", config.max_bad, unit="row")
         self._bad.num_records = self.size
 
     def __len__(self) -> int:
@@ -96,16 +85,9 @@ class HubDatasetSource:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} asked for, {self.config.path} has {len(self)}")
-        for step in range(len(self)):
-            row = (index + step) % len(self)
-            if row not in self._bad:
-                try:
-                    return self._read(row)
-                except BadRecordError as error:
-                    if self._bad.add(row, error):
-                        logger.warning("%s, row %d skipped: %s", self.config.path, row, error)
-            self._bad.check_limit()
-        raise DataError(f"{self.config.path}: no row is left that can be used.\n{self._bad.first_few()}")
+        return self._bad.first_good(
+            index, len(self), lambda row: row, self._read, none_left="no row is left that can be used"
+        )
 
     def bad_records(self) -> list[BadRecord]:
         """The rows skipped so far."""

@@ -84,8 +84,17 @@ def test_a_bad_row_gives_way_to_the_next_and_is_counted_once(tmp_path: Path, cap
         assert [source[1].id, source[1].id] == ["row 2", "row 2"]
     assert [bad.line for bad in source.bad_records()] == [1]
     assert caplog.text.count("row 1 skipped: wrong number of <image> marks") == 1
-    with pytest.raises(DataError, match=r"1 of 3 records are bad .*; at most 0 may be"):
+    with pytest.raises(DataError, match=r"1 of 3 rows are bad .*; at most 0 may be") as caught:
         open_source(path, max_bad=0)[1]
+    # The first row has number 0, so that the second is no "line 2".
+    assert "\n  row 1: wrong number of <image> marks" in str(caught.value)
+    assert "\nMend or remove these rows, or raise data.max_bad" in str(caught.value)
+
+
+def test_no_row_left_is_told_with_the_reasons(tmp_path: Path) -> None:
+    source = open_source(write(tmp_path, {"conversations": [said("<image>\na?"), said("<image>\nb?")]}), max_bad=2)
+    with pytest.raises(DataError, match=r"saved, train: no row is left that can be used\.\n  row 0: wrong number"):
+        source[1]
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,8 @@ class HubDatasetSource:
 
         Raises:
             IndexError: there is no such row.
-            DataError: with this row, more are bad than ``max_bad``.
+            DataError: with this row, more are bad than ``max_bad``; or it cannot be read for a reason that lies with
+                the machine, in which case skipping would make the run depend on the weather.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} asked for, {self.config.path} has {len(self)}")
@@ -96,8 +97,16 @@ class HubDatasetSource:
     def _read(self, row: int) -> Conversation:
         try:
             values = self._rows[row]
+        except FileNotFoundError as error:
+            raise BadRecordError("image not found", error.filename or str(error)) from None
+        except MemoryError:
+            raise
         except Exception as error:
-            # The decoders of images raise whatever meets them.
+            # The decoders of images raise whatever meets them, but an error number comes from the system alone.
+            if isinstance(error, OSError) and error.errno is not None:
+                raise DataError(
+                    f"{self.config.path}, row {row} cannot be read: {error}. Put that right and resume"
+                ) from error
             raise BadRecordError("broken image", str(error)) from error
         images = _images(values.get(self._image) if self._image else None)
         if self._conversations is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,13 @@ def write(folder: Path, columns: dict[str, list[Any]]) -> Path:
             rows = rows.cast_column(name, feature)
     rows.save_to_disk(str(folder / "saved"))
     return folder / "saved"
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fail
 
 
 def open_source(path: Path, **options: Any) -> HubDatasetSource:
@@ -95,6 +104,51 @@ def test_no_row_left_is_told_with_the_reasons(tmp_path: Path) -> None:
     source = open_source(write(tmp_path, {"conversations": [said("<image>\na?"), said("<image>\nb?")]}), max_bad=2)
     with pytest.raises(DataError, match=r"saved, train: no row is left that can be used\.\n  row 0: wrong number"):
         source[1]
+
+
+def test_bytes_that_are_no_image_make_a_bad_row(tmp_path: Path) -> None:
+    columns: dict[str, list[Any]] = {"image": [{"bytes": b"no image"}, None], "conversations": [said("a?"), said("b?")]}
+    source = open_source(write(tmp_path, columns), max_bad=1)
+    assert source[0].id == "row 1"
+    assert [bad.fault for bad in source.bad_records()] == ["broken image"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "fault"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "red.png"), "image not found"),
+        (OSError("image file is truncated"), "broken image"),
+        (SyntaxError("broken PNG file"), "broken image"),
+    ],
+)
+def test_what_lies_with_an_image_makes_a_bad_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception, fault: str
+) -> None:
+    source = open_source(write(tmp_path, {"image": [RED, None], "conversations": [said("a?"), said("b?")]}), max_bad=1)
+    monkeypatch.setattr(Image, "open", raising(raised))
+    assert source[0].id == "row 1"
+    assert [bad.fault for bad in source.bad_records()] == [fault]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.EACCES])
+def test_what_lies_with_the_machine_stops_the_run_instead_of_being_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    source = open_source(write(tmp_path, {"image": [None, RED], "conversations": [said("a?"), said("b?")]}), max_bad=1)
+    monkeypatch.setattr(Image, "open", raising(OSError(number, "the reason")))
+    with pytest.raises(DataError, match=r"saved, row 1 cannot be read: .*the reason\. Put that right and resume"):
+        source[1]
+    assert source.bad_records() == []
+
+
+def test_too_little_memory_stops_the_run_instead_of_being_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(write(tmp_path, {"image": [RED, None], "conversations": [said("a?"), said("b?")]}), max_bad=1)
+    monkeypatch.setattr(Image, "open", raising(MemoryError()))
+    with pytest.raises(MemoryError):
+        source[0]
+    assert source.bad_records() == []
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,10 @@ class HubDatasetConfig(RecordConfig):
 
     path: str = Field(description="a dataset's hub id, a folder that save_to_disk wrote, or a folder of Parquet files")
     subset: str | None = Field(default=None, description="the dataset's configuration; absent: its default one")
-    split: str = Field(default="train", description="a split, also a part of one such as train[:10%]")
+    split: str = Field(
+        default="train",
+        description="a split, or a part of one such as train[:10%], which a folder of save_to_disk cannot give",
+    )
     revision: str | None = Field(default=None, description="a commit or tag of the hub's repository")
     image: str | None = Field(
         default=None, description='the column with an image or a list of them; absent: "image" or "images", if any'
@@ -132,11 +135,7 @@ def _open(config: HubDatasetConfig) -> Any:
     try:
         if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
             found = datasets.load_from_disk(str(folder))
-            if not isinstance(found, datasets.DatasetDict):
-                return found
-            if config.split not in found:
-                raise DataError(f"{config.path} has no split '{config.split}'; it has {', '.join(found)}")
-            return found[config.split]
+            return _saved_split(config, found)
         return datasets.load_dataset(config.path, config.subset, split=config.split, revision=config.revision)
     except DataError:
         raise
@@ -148,6 +147,26 @@ def _open(config: HubDatasetConfig) -> Any:
             "dataset's hub id, a folder that save_to_disk wrote or one of Parquet files; a private one needs a token "
             "(`hf auth login`)"
         ) from error
+
+
+def _saved_split(config: HubDatasetConfig, found: Any) -> Any:
+    """The rows of the split in what save_to_disk wrote: several splits by name, or one that need not have a name."""
+    import datasets
+
+    if isinstance(found, datasets.DatasetDict):
+        if config.split in found:
+            return found[config.split]
+        has = ", ".join(found)
+    else:
+        # The recipe's default stands for the only split that is there, whatever its name.
+        name = str(found.split or "train")
+        if config.split in ("train", name):
+            return found
+        has = f"one split alone, '{name}'"
+    raise DataError(
+        f"{config.path} has no split '{config.split}'; it has {has}. Name what it has in data.split; parts of a split, "
+        "such as train[:10%], are for hub datasets and folders of Parquet files"
+    )
 
 
 def _column(config: HubDatasetConfig, columns: list[str], option: str, usual: tuple[str, ...]) -> str | None:

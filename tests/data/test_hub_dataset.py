@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,23 @@ def test_what_is_no_dataset_is_told_with_what_would_be(tmp_path: Path) -> None:
         open_source(tmp_path / "empty")
     both = datasets.DatasetDict({"test": datasets.Dataset.from_dict({"conversations": [said("a?")]})})
     both.save_to_disk(str(tmp_path / "both"))
-    with pytest.raises(DataError, match="has no split 'train'; it has test"):
+    with pytest.raises(DataError, match=r"has no split 'train'; it has test\. Name what it has in data.split"):
         open_source(tmp_path / "both")
+    with pytest.raises(DataError, match=r"no split 'test\[:10%\]'; it has test\. .* parts of a split, .* are for hub"):
+        open_source(tmp_path / "both", split="test[:10%]")
     assert open_source(tmp_path / "both", split="test").size == 1
+
+
+@pytest.mark.parametrize("name", [None, "validation"])
+@pytest.mark.parametrize("asked", ["test", "train[:50%]"])
+def test_a_saved_dataset_without_splits_gives_all_of_its_rows_or_refuses(
+    tmp_path: Path, name: str | None, asked: str
+) -> None:
+    columns = {"conversations": [said("a?"), said("b?")]}
+    split = datasets.NamedSplit(name) if name else None
+    datasets.Dataset.from_dict(columns, split=split).save_to_disk(str(tmp_path / "saved"))
+    for given in ("train", name or "train"):
+        assert open_source(tmp_path / "saved", split=given).size == 2
+    found = f"it has one split alone, '{name or 'train'}'. Name what it has in data.split; parts of a split"
+    with pytest.raises(DataError, match=re.escape(f"saved has no split '{asked}'; {found}")):
+        open_source(tmp_path / "saved", split=asked)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from linearize.data.bad_records import BadRecord, BadRecordError, BadRecords
 from linearize.data.conversation import IMAGE_MARK, Conversation
@@ -16,8 +16,10 @@ from linearize.data.record_config import RecordConfig
 from linearize.errors import DataError
 
 IMAGES = ("image", "images")
+"""Columns that are looked for, in this order, where the recipe names none with the images."""
+
 CONVERSATIONS = ("conversations", "messages", "texts")
-"""Columns that are looked for where the recipe names none."""
+"""Columns that are looked for, in this order, where the recipe names none with the messages."""
 
 
 class HubDatasetConfig(RecordConfig):
@@ -35,10 +37,25 @@ class HubDatasetConfig(RecordConfig):
     )
     conversations: str | None = Field(
         default=None,
-        description='the column with messages, in the keys of llava_json; absent: "conversations" or "messages"',
+        description="the column with messages, in the keys of llava_json; "
+        'absent: "conversations", "messages" or "texts", unless question and answer are named',
     )
     question: str | None = Field(default=None, description="the column with one question, in the place of messages")
     answer: str | None = Field(default=None, description="the column with its answer")
+
+    @model_validator(mode="after")
+    def _turns_come_from_one_place(self) -> Self:
+        pair = {"question": self.question, "answer": self.answer}
+        named = [f"{name} = '{column}'" for name, column in pair.items() if column is not None]
+        if len(named) == 1:
+            missing = next(name for name, column in pair.items() if column is None)
+            raise ValueError(f"{named[0]} is given without {missing}; name the column with the {missing}, too")
+        if named and self.conversations is not None:
+            raise ValueError(
+                f"conversations = '{self.conversations}' is given beside {' and '.join(named)}; turns come either from "
+                "a column of messages or from a question and an answer: leave out the one or the other"
+            )
+        return self
 
 
 class HubDatasetSource:
@@ -63,7 +80,7 @@ class HubDatasetSource:
         columns = list(self._rows.column_names)
         self._image = _column(config, columns, "image", IMAGES)
         self._conversations = None
-        if config.question is None and config.answer is None:
+        if config.question is None:
             self._conversations = _column(config, columns, "conversations", CONVERSATIONS)
             if self._conversations is None:
                 raise DataError(
@@ -180,8 +197,7 @@ def _named(config: HubDatasetConfig, columns: list[str], option: str) -> str:
     name = getattr(config, option)
     if name in columns:
         return str(name)
-    asked = f"data.{option} is missing" if name is None else f"data.{option} = '{name}': there is no such column"
-    raise DataError(f"{asked}; {config.path} has {', '.join(columns)}")
+    raise DataError(f"data.{option} = '{name}': there is no such column; {config.path} has {', '.join(columns)}")
 
 
 def _messages(entry: Any) -> list[Any]:

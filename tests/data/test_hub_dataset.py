@@ -12,12 +12,16 @@ from typing import Any
 import datasets
 import pytest
 from PIL import Image
+from pydantic import ValidationError
+from typer.testing import CliRunner
 
+from linearize.cli import app
 from linearize.data.conversation import Turn
 from linearize.data.hub_dataset import HubDatasetConfig, HubDatasetSource
 from linearize.errors import DataError
 from linearize.protocols import DataSource
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "mmmamba_hovle.toml"
 RED, BLUE = (Image.new("RGB", (4, 3), name) for name in ("red", "blue"))
 
 
@@ -157,7 +161,7 @@ def test_too_little_memory_stops_the_run_instead_of_being_skipped(
     [
         ({"conversations": "talk"}, r"data.conversations = 'talk': there is no such column; .* has id, text"),
         ({}, r"has no column 'conversations' or 'messages' or 'texts'; it has id, text. Name the one"),
-        ({"question": "text"}, "data.answer is missing; .* has id, text"),
+        ({"question": "text", "answer": "said"}, "data.answer = 'said': there is no such column; .* has id, text"),
         ({"question": "text", "answer": "id", "image": "picture"}, "data.image = 'picture': there is no such column"),
     ],
 )
@@ -166,6 +170,29 @@ def test_a_missing_column_is_told_with_those_that_are_there(
 ) -> None:
     with pytest.raises(DataError, match=message):
         open_source(write(tmp_path, {"id": ["a"], "text": ["b"]}), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"question": "q"}, "question = 'q' is given without answer; name the column with the answer, too"),
+        ({"answer": "a"}, "answer = 'a' is given without question; name the column with the question, too"),
+        (
+            {"conversations": "c", "question": "q", "answer": "a"},
+            "conversations = 'c' is given beside question = 'q' and answer = 'a'; .* leave out the one or the other",
+        ),
+    ],
+)
+def test_turns_from_half_a_pair_or_from_two_places_are_refused_before_anything_is_opened(
+    options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        HubDatasetConfig(path="nowhere", **options)  # type: ignore[arg-type]
+    changes = {"type": "hub_dataset", "path": "nowhere", **options}
+    arguments = [part for key, value in changes.items() for part in ("--set", f"data.{key}={value}")]
+    checked = CliRunner().invoke(app, ["check", str(EXAMPLE), *arguments])
+    assert checked.exit_code == 1
+    assert re.search(rf"^  - data: {message}", checked.stderr, flags=re.MULTILINE), checked.output
 
 
 def test_what_is_no_dataset_is_told_with_what_would_be(tmp_path: Path) -> None:

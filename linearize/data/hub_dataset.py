@@ -2,51 +2,60 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Self
 
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from linearize.config import Config
 from linearize.data.bad_records import BadRecord, BadRecordError, BadRecords
 from linearize.data.conversation import IMAGE_MARK, Conversation
-from linearize.data.llava_record import SystemHandling, parse_record
+from linearize.data.llava_record import parse_record
+from linearize.data.record_config import RecordConfig
 from linearize.errors import DataError
 
-logger = logging.getLogger(__name__)
-
 IMAGES = ("image", "images")
+"""Columns that are looked for, in this order, where the recipe names none with the images."""
+
 CONVERSATIONS = ("conversations", "messages", "texts")
-"""Columns that are looked for where the recipe names none."""
+"""Columns that are looked for, in this order, where the recipe names none with the messages."""
 
 
-class HubDatasetConfig(Config):
+class HubDatasetConfig(RecordConfig):
     """Options of data source ``hub_dataset``."""
 
     path: str = Field(description="a dataset's hub id, a folder that save_to_disk wrote, or a folder of Parquet files")
     subset: str | None = Field(default=None, description="the dataset's configuration; absent: its default one")
-    split: str = Field(default="train", description="a split, also a part of one such as train[:10%]")
+    split: str = Field(
+        default="train",
+        description="a split, or a part of one such as train[:10%], which a folder of save_to_disk cannot give",
+    )
     revision: str | None = Field(default=None, description="a commit or tag of the hub's repository")
     image: str | None = Field(
         default=None, description='the column with an image or a list of them; absent: "image" or "images", if any'
     )
     conversations: str | None = Field(
         default=None,
-        description='the column with messages, in the keys of llava_json; absent: "conversations" or "messages"',
+        description="the column with messages, in the keys of llava_json; "
+        'absent: "conversations", "messages" or "texts", unless question and answer are named',
     )
     question: str | None = Field(default=None, description="the column with one question, in the place of messages")
     answer: str | None = Field(default=None, description="the column with its answer")
-    shuffle: bool = Field(default=True, description="whether each epoch has an order of its own, drawn from run.seed")
-    max_bad: Annotated[int, Field(strict=True, ge=0)] | Annotated[float, Field(strict=True, ge=0, lt=1)] = Field(
-        default=0.01, description="bad rows that are skipped before the data are refused: a count, or a share below 1"
-    )
-    system: SystemHandling = Field(
-        default="refuse",
-        description="a row's system message: refuse the row, prepend it to the first question, or drop it",
-    )
+
+    @model_validator(mode="after")
+    def _turns_come_from_one_place(self) -> Self:
+        pair = {"question": self.question, "answer": self.answer}
+        named = [f"{name} = '{column}'" for name, column in pair.items() if column is not None]
+        if len(named) == 1:
+            missing = next(name for name, column in pair.items() if column is None)
+            raise ValueError(f"{named[0]} is given without {missing}; name the column with the {missing}, too")
+        if named and self.conversations is not None:
+            raise ValueError(
+                f"conversations = '{self.conversations}' is given beside {' and '.join(named)}; turns come either from "
+                "a column of messages or from a question and an answer: leave out the one or the other"
+            )
+        return self
 
 
 class HubDatasetSource:
@@ -71,7 +80,7 @@ class HubDatasetSource:
         columns = list(self._rows.column_names)
         self._image = _column(config, columns, "image", IMAGES)
         self._conversations = None
-        if config.question is None and config.answer is None:
+        if config.question is None:
             self._conversations = _column(config, columns, "conversations", CONVERSATIONS)
             if self._conversations is None:
                 raise DataError(
@@ -81,7 +90,7 @@ class HubDatasetSource:
                 )
         else:
             self._pair = tuple(_named(config, columns, name) for name in ("question", "answer"))
-        self._bad = BadRecords(f"{config.path}, {config.split}", config.max_bad)
+        self._bad = BadRecords(f"{config.path}, {config.split}", config.max_bad, unit="row")
         self._bad.num_records = self.size
 
     def __len__(self) -> int:
@@ -92,20 +101,14 @@ class HubDatasetSource:
 
         Raises:
             IndexError: there is no such row.
-            DataError: with this row, more are bad than ``max_bad``.
+            DataError: with this row, more are bad than ``max_bad``; or it cannot be read for a reason that lies with
+                the machine, in which case skipping would make the run depend on the weather.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} asked for, {self.config.path} has {len(self)}")
-        for step in range(len(self)):
-            row = (index + step) % len(self)
-            if row not in self._bad:
-                try:
-                    return self._read(row)
-                except BadRecordError as error:
-                    if self._bad.add(row, error):
-                        logger.warning("%s, row %d skipped: %s", self.config.path, row, error)
-            self._bad.check_limit()
-        raise DataError(f"{self.config.path}: no row is left that can be used.\n{self._bad.first_few()}")
+        return self._bad.first_good(
+            index, len(self), lambda row: row, self._read, none_left="no row is left that can be used"
+        )
 
     def bad_records(self) -> list[BadRecord]:
         """The rows skipped so far."""
@@ -114,8 +117,16 @@ class HubDatasetSource:
     def _read(self, row: int) -> Conversation:
         try:
             values = self._rows[row]
+        except FileNotFoundError as error:
+            raise BadRecordError("image not found", error.filename or str(error)) from None
+        except MemoryError:
+            raise
         except Exception as error:
-            # The decoders of images raise whatever meets them.
+            # The decoders of images raise whatever meets them, but an error number comes from the system alone.
+            if isinstance(error, OSError) and error.errno is not None:
+                raise DataError(
+                    f"{self.config.path}, row {row} cannot be read: {error}. Put that right and resume"
+                ) from error
             raise BadRecordError("broken image", str(error)) from error
         images = _images(values.get(self._image) if self._image else None)
         if self._conversations is None:
@@ -141,11 +152,7 @@ def _open(config: HubDatasetConfig) -> Any:
     try:
         if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
             found = datasets.load_from_disk(str(folder))
-            if not isinstance(found, datasets.DatasetDict):
-                return found
-            if config.split not in found:
-                raise DataError(f"{config.path} has no split '{config.split}'; it has {', '.join(found)}")
-            return found[config.split]
+            return _saved_split(config, found)
         return datasets.load_dataset(config.path, config.subset, split=config.split, revision=config.revision)
     except DataError:
         raise
@@ -159,6 +166,26 @@ def _open(config: HubDatasetConfig) -> Any:
         ) from error
 
 
+def _saved_split(config: HubDatasetConfig, found: Any) -> Any:
+    """The rows of the split in what save_to_disk wrote: several splits by name, or one that need not have a name."""
+    import datasets
+
+    if isinstance(found, datasets.DatasetDict):
+        if config.split in found:
+            return found[config.split]
+        has = ", ".join(found)
+    else:
+        # The recipe's default stands for the only split that is there, whatever its name.
+        name = str(found.split or "train")
+        if config.split in ("train", name):
+            return found
+        has = f"one split alone, '{name}'"
+    raise DataError(
+        f"{config.path} has no split '{config.split}'; it has {has}. Name what it has in data.split; parts of a split, "
+        "such as train[:10%], are for hub datasets and folders of Parquet files"
+    )
+
+
 def _column(config: HubDatasetConfig, columns: list[str], option: str, usual: tuple[str, ...]) -> str | None:
     """The column that an option names, else the first usual one that is there."""
     if getattr(config, option) is not None:
@@ -170,8 +197,7 @@ def _named(config: HubDatasetConfig, columns: list[str], option: str) -> str:
     name = getattr(config, option)
     if name in columns:
         return str(name)
-    asked = f"data.{option} is missing" if name is None else f"data.{option} = '{name}': there is no such column"
-    raise DataError(f"{asked}; {config.path} has {', '.join(columns)}")
+    raise DataError(f"data.{option} = '{name}': there is no such column; {config.path} has {', '.join(columns)}")
 
 
 def _messages(entry: Any) -> list[Any]:

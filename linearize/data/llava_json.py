@@ -5,36 +5,26 @@ from __future__ import annotations
 import logging
 from array import array
 from pathlib import Path
-from typing import Annotated
 
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
-from linearize.config import Config
 from linearize.data.bad_records import BadRecord, BadRecordError, BadRecords
 from linearize.data.conversation import Conversation
-from linearize.data.llava_record import LlavaRecord, SystemHandling, parse_record
+from linearize.data.llava_record import LlavaRecord, parse_record
+from linearize.data.record_config import RecordConfig
 from linearize.data.record_file import Entry, read_entry, scan_entries
 from linearize.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 
-class LlavaJsonConfig(Config):
+class LlavaJsonConfig(RecordConfig):
     """Options of data source ``llava_json``."""
 
     path: Path = Field(description="the records: one JSON array, or JSONL (one record per line)")
     images: Path | None = Field(
         default=None, description="folder that the records' image names are relative to; default: the records' own"
-    )
-    shuffle: bool = Field(default=True, description="whether each epoch has an order of its own, drawn from run.seed")
-    max_bad: Annotated[int, Field(strict=True, ge=0)] | Annotated[float, Field(strict=True, ge=0, lt=1)] = Field(
-        default=0.01,
-        description="bad records that are skipped before the data are refused: a count, or a share below 1",
-    )
-    system: SystemHandling = Field(
-        default="refuse",
-        description="a record's system message: refuse the record, prepend it to the first question, or drop it",
     )
 
 
@@ -80,17 +70,13 @@ class LlavaJsonSource:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"conversation {index} asked for, {self.path} has {len(self)}")
-        for step in range(len(self)):
-            place = (index + step) % len(self)
-            line = self._lines[place]
-            if line not in self._bad:
-                try:
-                    return self._read(place)
-                except BadRecordError as error:
-                    if self._bad.add(line, error):
-                        logger.warning("%s, line %d skipped: %s", self.path, line, error)
-            self._bad.check_limit()
-        raise DataError(f"{self.path}: no record is left whose images can be read.\n{self._bad.first_few()}")
+        return self._bad.first_good(
+            index,
+            len(self),
+            self._lines.__getitem__,
+            self._read,
+            none_left="no record is left whose images can be read",
+        )
 
     def bad_records(self) -> list[BadRecord]:
         """The records skipped so far, by line."""

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
 from PIL import Image
+from pydantic import ValidationError
+from typer.testing import CliRunner
 
+from linearize.cli import app
 from linearize.data.conversation import Turn
 from linearize.data.hub_dataset import HubDatasetConfig, HubDatasetSource
 from linearize.errors import DataError
 from linearize.protocols import DataSource
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "mmmamba_hovle.toml"
 RED, BLUE = (Image.new("RGB", (4, 3), name) for name in ("red", "blue"))
 
 
@@ -29,6 +36,13 @@ def write(folder: Path, columns: dict[str, list[Any]]) -> Path:
             rows = rows.cast_column(name, feature)
     rows.save_to_disk(str(folder / "saved"))
     return folder / "saved"
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fail
 
 
 def open_source(path: Path, **options: Any) -> HubDatasetSource:
@@ -84,8 +98,62 @@ def test_a_bad_row_gives_way_to_the_next_and_is_counted_once(tmp_path: Path, cap
         assert [source[1].id, source[1].id] == ["row 2", "row 2"]
     assert [bad.line for bad in source.bad_records()] == [1]
     assert caplog.text.count("row 1 skipped: wrong number of <image> marks") == 1
-    with pytest.raises(DataError, match=r"1 of 3 records are bad .*; at most 0 may be"):
+    with pytest.raises(DataError, match=r"1 of 3 rows are bad .*; at most 0 may be") as caught:
         open_source(path, max_bad=0)[1]
+    # The first row has number 0, so that the second is no "line 2".
+    assert "\n  row 1: wrong number of <image> marks" in str(caught.value)
+    assert "\nMend or remove these rows, or raise data.max_bad" in str(caught.value)
+
+
+def test_no_row_left_is_told_with_the_reasons(tmp_path: Path) -> None:
+    source = open_source(write(tmp_path, {"conversations": [said("<image>\na?"), said("<image>\nb?")]}), max_bad=2)
+    with pytest.raises(DataError, match=r"saved, train: no row is left that can be used\.\n  row 0: wrong number"):
+        source[1]
+
+
+def test_bytes_that_are_no_image_make_a_bad_row(tmp_path: Path) -> None:
+    columns: dict[str, list[Any]] = {"image": [{"bytes": b"no image"}, None], "conversations": [said("a?"), said("b?")]}
+    source = open_source(write(tmp_path, columns), max_bad=1)
+    assert source[0].id == "row 1"
+    assert [bad.fault for bad in source.bad_records()] == ["broken image"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "fault"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "red.png"), "image not found"),
+        (OSError("image file is truncated"), "broken image"),
+        (SyntaxError("broken PNG file"), "broken image"),
+    ],
+)
+def test_what_lies_with_an_image_makes_a_bad_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception, fault: str
+) -> None:
+    source = open_source(write(tmp_path, {"image": [RED, None], "conversations": [said("a?"), said("b?")]}), max_bad=1)
+    monkeypatch.setattr(Image, "open", raising(raised))
+    assert source[0].id == "row 1"
+    assert [bad.fault for bad in source.bad_records()] == [fault]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.EACCES])
+def test_what_lies_with_the_machine_stops_the_run_instead_of_being_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    source = open_source(write(tmp_path, {"image": [None, RED], "conversations": [said("a?"), said("b?")]}), max_bad=1)
+    monkeypatch.setattr(Image, "open", raising(OSError(number, "the reason")))
+    with pytest.raises(DataError, match=r"saved, row 1 cannot be read: .*the reason\. Put that right and resume"):
+        source[1]
+    assert source.bad_records() == []
+
+
+def test_too_little_memory_stops_the_run_instead_of_being_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(write(tmp_path, {"image": [RED, None], "conversations": [said("a?"), said("b?")]}), max_bad=1)
+    monkeypatch.setattr(Image, "open", raising(MemoryError()))
+    with pytest.raises(MemoryError):
+        source[0]
+    assert source.bad_records() == []
 
 
 @pytest.mark.parametrize(
@@ -93,7 +161,7 @@ def test_a_bad_row_gives_way_to_the_next_and_is_counted_once(tmp_path: Path, cap
     [
         ({"conversations": "talk"}, r"data.conversations = 'talk': there is no such column; .* has id, text"),
         ({}, r"has no column 'conversations' or 'messages' or 'texts'; it has id, text. Name the one"),
-        ({"question": "text"}, "data.answer is missing; .* has id, text"),
+        ({"question": "text", "answer": "said"}, "data.answer = 'said': there is no such column; .* has id, text"),
         ({"question": "text", "answer": "id", "image": "picture"}, "data.image = 'picture': there is no such column"),
     ],
 )
@@ -104,12 +172,52 @@ def test_a_missing_column_is_told_with_those_that_are_there(
         open_source(write(tmp_path, {"id": ["a"], "text": ["b"]}), **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"question": "q"}, "question = 'q' is given without answer; name the column with the answer, too"),
+        ({"answer": "a"}, "answer = 'a' is given without question; name the column with the question, too"),
+        (
+            {"conversations": "c", "question": "q", "answer": "a"},
+            "conversations = 'c' is given beside question = 'q' and answer = 'a'; .* leave out the one or the other",
+        ),
+    ],
+)
+def test_turns_from_half_a_pair_or_from_two_places_are_refused_before_anything_is_opened(
+    options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        HubDatasetConfig(path="nowhere", **options)  # type: ignore[arg-type]
+    changes = {"type": "hub_dataset", "path": "nowhere", **options}
+    arguments = [part for key, value in changes.items() for part in ("--set", f"data.{key}={value}")]
+    checked = CliRunner().invoke(app, ["check", str(EXAMPLE), *arguments])
+    assert checked.exit_code == 1
+    assert re.search(rf"^  - data: {message}", checked.stderr, flags=re.MULTILINE), checked.output
+
+
 def test_what_is_no_dataset_is_told_with_what_would_be(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"could not be opened as split 'train': .*It takes a dataset's hub id"):
         open_source(tmp_path / "empty")
     both = datasets.DatasetDict({"test": datasets.Dataset.from_dict({"conversations": [said("a?")]})})
     both.save_to_disk(str(tmp_path / "both"))
-    with pytest.raises(DataError, match="has no split 'train'; it has test"):
+    with pytest.raises(DataError, match=r"has no split 'train'; it has test\. Name what it has in data.split"):
         open_source(tmp_path / "both")
+    with pytest.raises(DataError, match=r"no split 'test\[:10%\]'; it has test\. .* parts of a split, .* are for hub"):
+        open_source(tmp_path / "both", split="test[:10%]")
     assert open_source(tmp_path / "both", split="test").size == 1
+
+
+@pytest.mark.parametrize("name", [None, "validation"])
+@pytest.mark.parametrize("asked", ["test", "train[:50%]"])
+def test_a_saved_dataset_without_splits_gives_all_of_its_rows_or_refuses(
+    tmp_path: Path, name: str | None, asked: str
+) -> None:
+    columns = {"conversations": [said("a?"), said("b?")]}
+    split = datasets.NamedSplit(name) if name else None
+    datasets.Dataset.from_dict(columns, split=split).save_to_disk(str(tmp_path / "saved"))
+    for given in ("train", name or "train"):
+        assert open_source(tmp_path / "saved", split=given).size == 2
+    found = f"it has one split alone, '{name or 'train'}'. Name what it has in data.split; parts of a split"
+    with pytest.raises(DataError, match=re.escape(f"saved has no split '{asked}'; {found}")):
+        open_source(tmp_path / "saved", split=asked)

@@ -176,7 +176,8 @@ def test_a_dry_run_of_a_comparison_tells_what_no_student_of_the_teacher_can_do(
 ) -> None:
     from linearize_hovle.adapter import HovleAdapter
 
-    arguments = ["compare", str(recipe), "--mixer", "mamba2", "--dry-run"]
+    questions = 'evaluate.benchmarks=[{ type = "glance", questions = 2 }]'
+    arguments = ["compare", str(recipe), "--mixer", "mamba2", "--set", questions, "--dry-run"]
     code, out, _ = invoke(arguments)
     assert (code, "warning" in out) == (0, False)
     monkeypatch.setattr(HovleAdapter, "caveats", lambda _: ["it reads both ways"], raising=False)

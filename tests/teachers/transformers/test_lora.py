@@ -80,9 +80,7 @@ def test_a_merged_adapter_does_what_it_did_beside_the_weights(
 
 def refused(message: str) -> Any:
     """Each refusal says what was found, and then what to do."""
-    whole = (
-        rf"(?s)^the adapter '.*{message}.*[^.]\. Look at teacher\.adapters; or merge it with the library that made it"
-    )
+    whole = rf"(?s)^the adapter '.*{message}.*(?<!\.)\. Look at teacher\.adapters; or merge it with the library that "
     return pytest.raises(CheckpointError, match=whole)
 
 

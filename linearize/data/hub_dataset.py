@@ -159,6 +159,8 @@ def _open(config: HubDatasetConfig) -> Any:
     except Exception as error:
         # Hub, network, scripts and file formats fail in ways of their own; all mean that there are no data.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if not folder.exists():
+            reason = f"there is no such folder in {Path.cwd()}, so it was taken for a hub id, and {reason}"
         raise DataError(
             f"data.path = '{config.path}' could not be opened as split '{config.split}': {reason}. It takes a "
             "dataset's hub id, a folder that save_to_disk wrote or one of Parquet files; a private one needs a token "

@@ -195,6 +195,17 @@ def test_turns_from_half_a_pair_or_from_two_places_are_refused_before_anything_i
     assert re.search(rf"^  - data: {message}", checked.stderr, flags=re.MULTILINE), checked.output
 
 
+def test_a_folder_that_is_not_there_is_told_beside_what_the_hub_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise ConnectionError("the hub was not reached")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(
+        DataError, match=r"no such folder in /.*, so it was taken for a hub id, and the hub was not reach"
+    ):
+        open_source(Path("pictures/nowhere"))
+
+
 def test_what_is_no_dataset_is_told_with_what_would_be(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"could not be opened as split 'train': .*It takes a dataset's hub id"):

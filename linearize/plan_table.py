@@ -77,7 +77,8 @@ def _overview(recipe: LoadedRecipe, plan: Plan, model: Any, device: Any) -> Tabl
         table.add_row("attention", f"stays at sites {site_ranges(kept)} (layout {layout})")
     num_mixers, size = len(plan.sites_with_mixer()), plan.mixer_parameters
     table.add_row("mixers", f"{num_mixers} of {size:,} parameters each, {num_mixers * size:,} in all")
-    table.add_row("state", f"{byte_size(plan.state_bytes)} per sequence, whatever its length")
+    on_top = f"; {len(kept)} sites keep their attention and store keys and values on top" if kept else ""
+    table.add_row("state", f"{byte_size(plan.state_bytes)} per sequence, whatever its length{on_top}")
     table.add_row("data", _named(recipe.components["data"]))
     table.add_row("run", f"{RUNS / recipe.recipe.run.name}, seed {recipe.recipe.run.seed}")
     where = recipe.recipe.run.device if device is None else _device_name(device)

@@ -64,7 +64,8 @@ def run_pipeline(
         if is_first:
             folder.claim(recipe)
         if folder.done.exists():
-            display.note(f"This run is finished: {folder.path}. Start over with --fresh.")
+            page = folder.path / "report" / "index.html"
+            display.note(f"This run is finished: {folder.path}; its report is {page}. Start over with --fresh.")
             return RunResult(folder.path, _read_results(folder))
         accelerator = make_accelerator(recipe)
         if accelerator.is_main_process:

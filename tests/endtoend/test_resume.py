@@ -150,7 +150,7 @@ def test_a_finished_run_says_so_and_touches_nothing(
     monkeypatch.chdir(reference.parents[1])
     result = CliRunner().invoke(app, demo.arguments())
     assert result.exit_code == 0
-    assert "This run is finished: runs/tiny. Start over with --fresh." in result.output
+    assert "finished: runs/tiny; its report is runs/tiny/report/index.html. Start over with --fresh." in result.output
     assert times() == before
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from linearize.ops.gated import repeat_heads
 from linearize.protocols import AttentionSite
 
 
 def repeat_for_query_heads(rows: Tensor, site: AttentionSite) -> Tensor:
     """The rows of a k or v projection, M·X of a weight or bias, once for each query head of a group: N·X."""
-    heads = rows.unflatten(0, (site.num_key_value_heads, -1))
-    return heads.repeat_interleave(site.num_heads // site.num_key_value_heads, 0).flatten(0, 1)
+    return repeat_heads(rows.unflatten(0, (site.num_key_value_heads, -1)), site.num_heads, 0).flatten(0, 1)

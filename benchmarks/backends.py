@@ -25,10 +25,11 @@ from typing import Any
 import torch
 from backends_agreement import DTYPES, Sizes, compare_mixer, compare_op, families_of
 from backends_page import Report, measured, merged, read, write_page
-from backends_timing import SSD_BACKENDS, Bench, measurements
+from backends_timing import MIXER, OPS, SSD_BACKENDS, Bench, measurements
 
 from linearize.environment import describe_environment
 from linearize.ops.backends import available_backends
+from linearize.ops.tuning import limit_tuning
 
 
 class Journal:
@@ -60,14 +61,16 @@ def compare_all(journal: Journal, backends: Sequence[str], arguments: argparse.N
     """Every backend, dtype and length."""
     device = arguments.device
     for name in backends:
+        families = [family for family in families_of(name) if family in arguments.ops]
         for dtype in arguments.dtypes:
             for tokens in arguments.agree_lengths:
                 what = f"{name}, {dtype}, T {tokens}"
                 given = name, dtype, tokens, sizes, device
-                for family in families_of(name):
+                for family in families:
                     journal.attempt("agreement", f"{family} of {what}", compare_op, "carried state", family, *given)
-                journal.attempt("agreement", f"mixer of {what}", compare_mixer, *given)
-            for family in families_of(name) if arguments.agree_lengths else ():
+                if MIXER in arguments.ops:
+                    journal.attempt("agreement", f"mixer of {what}", compare_mixer, *given)
+            for family in families if arguments.agree_lengths else ():
                 given = name, dtype, max(arguments.agree_lengths), sizes, device
                 journal.attempt(
                     "agreement", f"packed {family} of {name}, {dtype}", compare_op, "packed", family, *given
@@ -80,7 +83,7 @@ def time_all(journal: Journal, usable: set[str], arguments: argparse.Namespace, 
         sizes, arguments.device, DTYPES[arguments.time_dtype], usable, arguments.torch_most, arguments.repeats
     )
     for tokens in arguments.time_lengths:
-        for op, backend, measure in measurements(tokens, bench):
+        for op, backend, measure in measurements(tokens, bench, arguments.ops):
             journal.attempt("times", f"{op} of {backend}, T {tokens}", measure)
 
 
@@ -88,7 +91,8 @@ def warm(arguments: argparse.Namespace, backends: Sequence[str]) -> None:
     """Compiles and tunes every kernel once, in parallel processes that share the kernel cache on disk."""
     shapes = [f"--{name}={getattr(arguments, name)}" for name in ("heads", "groups", "hidden")]
     command = [sys.executable, __file__, *shapes, f"--head-dim={arguments.head_dim}", f"--device={arguments.device}"]
-    command += ["--agree-lengths", "200", "--time-lengths"]
+    command += ["--agree-lengths", "200", "--time-lengths", "--ops", *arguments.ops]
+    command += ["--few-tunings"] * arguments.few_tunings
     runs = [
         subprocess.Popen([*command, "--backends", name, "--dtypes", dtype], stdout=subprocess.DEVNULL)
         for name in backends
@@ -104,6 +108,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--backends", nargs="*", default=list(SSD_BACKENDS), help="recurrence backends to use")
     parser.add_argument("--dtypes", nargs="*", choices=list(DTYPES), default=list(DTYPES), help="of the inputs")
+    parser.add_argument("--ops", nargs="*", choices=OPS, default=list(OPS), help="what to compare and to time")
+    parser.add_argument(
+        "--few-tunings", action="store_true", help="kernels try few configurations: errors in minutes, times worthless"
+    )
     parser.add_argument("--time-dtype", choices=list(DTYPES), default="bf16")
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--groups", type=int, default=8, help="key-value heads")
@@ -120,6 +128,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="Markdown page to write")
     arguments = parser.parse_args()
+    if arguments.few_tunings and arguments.time_lengths:
+        parser.error("--few-tunings gives worthless times: say --time-lengths without any, too")
     if arguments.smoke:
         small: dict[str, Any] = {"heads": 4, "groups": 2, "head_dim": 8, "hidden": 16, "repeats": 1}
         small |= {"agree_lengths": [1, 5, 65], "time_lengths": [64], "time_dtype": "fp32"}
@@ -130,6 +140,8 @@ def parse() -> argparse.Namespace:
 
 def measure(arguments: argparse.Namespace) -> Journal:
     """Compares and times what this machine has."""
+    if arguments.few_tunings:
+        limit_tuning()
     device = arguments.device
     sizes = Sizes(arguments.heads, arguments.groups, arguments.head_dim, arguments.hidden)
     backends = available_backends(device)

@@ -39,6 +39,9 @@ once, an output is little but its own value times one number, which the norm aft
 q and k are then small differences of large terms, and torch in bf16 misses them by a fifth of their norm. The mixer
 compared here has time steps between 0.001 and 0.1 instead, as mmMamba's seeding draws them.
 
+With `--few-tunings` a kernel tries three of the dozens of configurations that it could take: errors come in minutes,
+and say nothing of the configurations that were not tried. Times are measured without it.
+
 **How times are measured.** The median wall time of calls with the GPU waited for, after two that are not counted, batch
 1, no other process on the GPU. "Forward" is without gradients; "both" is a forward with its backward. Softmax attention
 is torch's `scaled_dot_product_attention`, causal, with the same shared key-value heads.

@@ -17,6 +17,8 @@ from torch import Tensor
 from linearize.ops.backends import choose
 
 SSD_BACKENDS, CONV_BACKENDS = ("torch", "fla", "mamba_ssm"), ("torch", "fla", "causal_conv1d")
+ATTENTION, CONVOLUTION, MIXER = "softmax attention", "convolution", "Mamba-2 mixer"
+OPS = (ATTENTION, *OPERATIONS, CONVOLUTION, MIXER)
 CONV_WIDTH = 2
 UNCOUNTED = 2
 
@@ -57,34 +59,56 @@ class Bench:
         return torch.randn(*shape, device=self.device, dtype=self.dtype).requires_grad_()
 
 
-def measurements(tokens: int, bench: Bench) -> Iterator[tuple[str, str, Callable[[], list[Time]]]]:
-    """Operation, backend and what measures it, at one length; tensors live until the next is asked for."""
-    sizes, device = bench.sizes, bench.device
+Measurement = tuple[str, str, Callable[[], list[Time]]]
+"""Operation, backend, and what measures it."""
+
+
+def measurements(tokens: int, bench: Bench, ops: Collection[str]) -> Iterator[Measurement]:
+    """Every one of ``ops`` by every backend at one length; tensors live until the next operation."""
+    if ATTENTION in ops:
+        yield from _of_attention(tokens, bench)
+    for family in OPERATIONS:
+        if family in ops:
+            yield from _of_recurrence(family, tokens, bench)
+    if CONVOLUTION in ops:
+        yield from _of_convolution(tokens, bench)
+    if MIXER in ops:
+        yield from _of_mixer(tokens, bench)
+
+
+def _of_attention(tokens: int, bench: Bench) -> Iterator[Measurement]:
+    sizes = bench.sizes
     q = bench.leaf(1, tokens, sizes.heads, sizes.head_dim)
     k, v = (bench.leaf(1, tokens, sizes.groups, sizes.head_dim) for _ in range(2))
-    yield from _one("softmax attention", "sdpa", tokens, _attention, [q, k, v], [q, k, v], bench)
-    del q, k, v
-    for family, operation in OPERATIONS.items():
-        leaves = recurrence_inputs(family, 1, tokens, sizes, device, bench.dtype)
-        # Prefill starts from nothing.
-        for name in carried_state(family, 1, sizes, device):
-            del leaves[name]
-        for name in bench.recurrences(tokens):
-            if family in families_of(name):
-                call = partial(choose(operation, name, device).kernel, **leaves)
-                yield from _one(family, name, tokens, call, [], list(leaves.values()), bench)
-    del leaves
-    channels = (sizes.heads + 2 * sizes.groups) * sizes.head_dim
+    yield _one(ATTENTION, "sdpa", tokens, _attention, [q, k, v], [q, k, v], bench)
+
+
+def _of_recurrence(family: str, tokens: int, bench: Bench) -> Iterator[Measurement]:
+    leaves = recurrence_inputs(family, 1, tokens, bench.sizes, bench.device, bench.dtype)
+    # Prefill starts from nothing.
+    for name in carried_state(family, 1, bench.sizes, bench.device):
+        del leaves[name]
+    for name in bench.recurrences(tokens):
+        if family in families_of(name):
+            call = partial(choose(OPERATIONS[family], name, bench.device).kernel, **leaves)
+            yield _one(family, name, tokens, call, [], list(leaves.values()), bench)
+
+
+def _of_convolution(tokens: int, bench: Bench) -> Iterator[Measurement]:
+    channels = (bench.sizes.heads + 2 * bench.sizes.groups) * bench.sizes.head_dim
     inputs = [bench.leaf(1, tokens, channels), bench.leaf(channels, CONV_WIDTH)]
     for name in CONV_BACKENDS:
         if name in bench.usable:
-            yield from _one("convolution", name, tokens, choose("conv", name, device).kernel, inputs, inputs, bench)
-    inputs = [bench.leaf(1, tokens, sizes.hidden)]
+            yield _one(CONVOLUTION, name, tokens, choose("conv", name, bench.device).kernel, inputs, inputs, bench)
+
+
+def _of_mixer(tokens: int, bench: Bench) -> Iterator[Measurement]:
+    inputs = [bench.leaf(1, tokens, bench.sizes.hidden)]
     for name in bench.recurrences(tokens):
-        mixer = Mamba2Mixer(mixer_config(name, device), sizes.site())
+        mixer = Mamba2Mixer(mixer_config(name, bench.device), bench.sizes.site())
         mixer.initialize("scratch", torch.Generator().manual_seed(0))
-        mixer = mixer.to(device, bench.dtype)
-        yield from _one("Mamba-2 mixer", name, tokens, mixer, inputs, [*inputs, *mixer.parameters()], bench)
+        mixer = mixer.to(bench.device, bench.dtype)
+        yield _one(MIXER, name, tokens, mixer, inputs, [*inputs, *mixer.parameters()], bench)
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor]:
@@ -95,8 +119,8 @@ def _attention(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor]:
 def _one(
     op: str, backend: str, tokens: int, call: Callable[..., Any], inputs: Sequence[Tensor], leaves: Sequence[Tensor],
     bench: Bench,
-) -> Iterator[tuple[str, str, Callable[[], list[Time]]]]:  # fmt: skip
-    yield op, backend, partial(_timed, op, backend, tokens, lambda: call(*inputs)[0], leaves, bench)
+) -> Measurement:  # fmt: skip
+    return op, backend, partial(_timed, op, backend, tokens, lambda: call(*inputs)[0], leaves, bench)
 
 
 def _timed(

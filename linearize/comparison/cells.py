@@ -239,11 +239,15 @@ def _combinations(alternatives: Mapping[str, list[Any]], cells: Sequence[CellTab
 
 
 def _label(path: str, value: Any) -> str:
-    """A name for one alternative: "gla" of a type, "every-keep-4" of a component, "lr-0.001" of a number."""
+    """A name for one alternative: "gla" of a type, "every-keep-4-last" of a component, "lr-0.001" of a number.
+
+    It depends on the value alone, so that the runs of a cell are found again when others come beside it.
+    """
     key = path.rpartition(".")[2]
     if isinstance(value, dict):
         head = str(value.get("type", key))
-        words = [head, *(f"{name}-{_shown(item)}" for name, item in value.items() if name != "type")]
+        options = {name: item for name, item in value.items() if name != "type"}
+        words = [head, *(item if isinstance(item, str) else f"{name}-{_shown(item)}" for name, item in options.items())]
     else:
         words = [_shown(value)] if key == "type" else [key, _shown(value)]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(words)).strip("-._") or "cell"

@@ -91,3 +91,18 @@ def test_a_part_that_fails_is_noted_and_leaves_the_numbers_of_the_others(
     saved = json.loads((tmp_path / "times.json").read_text())
     assert saved["failures"] == ["recurrence of fla, T 8: TypeError: no kernel for 8"]
     assert [found["op"] for found in saved["times"]] == ["convolution"]
+
+
+def test_only_what_is_asked_for_is_measured(tmp_path: Path) -> None:
+    out = tmp_path / "some.json"
+    done = run("--smoke", "--ops", "KDA", "convolution", "--out", out)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert {row["level"] for row in report["agreement"]} == {"KDA"}
+    assert {row["op"] for row in report["times"]} == {"KDA", "convolution"}
+
+
+def test_times_of_kernels_that_are_hardly_tuned_are_refused() -> None:
+    done = run("--few-tunings")
+    assert done.returncode == 2
+    assert "--few-tunings gives worthless times" in done.stderr

@@ -16,7 +16,7 @@ class FakeAutotuner:
         self.configs, self.key = configs, key
 
 
-@pytest.fixture()
+@pytest.fixture
 def autotuner(monkeypatch: pytest.MonkeyPatch) -> type[FakeAutotuner]:
     """Stands where triton has its own; triton is not needed on a CPU."""
     fake = type("Autotuner", (FakeAutotuner,), {})

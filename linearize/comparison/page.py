@@ -35,17 +35,16 @@ def render_page(result: ComparisonResult, charts: Mapping[str, Chart]) -> str:
     Args:
         charts: by name ("costs", "difficulty", "losses"); a missing one is left out.
     """
-    from linearize.comparison.charts import colour_of
+    from linearize.comparison.charts import looks
 
     return render(
         files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8"),
         name=result.folder.name,
         subject=_subject(result),
         headline=table.headline(result),
-        lines=table.comparison_lines(result),
+        blocks=table.blocks(result),
         warnings=table.warning_lines(result),
-        num_tasks=len(result.tasks),
-        cells=[(cell, colour_of(number)) for number, cell in enumerate(result.cells)],
+        looks=dict(zip((cell.name for cell in result.cells), looks(result.cells), strict=True)),
         charts=charts,
         widest=max(
             (_reach(point) for cell in result.cells for dial in cell.dials.values() for point in dial), default=0

@@ -1,4 +1,4 @@
-"""The comparison's table: for the terminal, as Markdown and as CSV; one line per measure, one column per cell."""
+"""The comparison's table: on a terminal with a column per cell, in Markdown and on the page with a row, and as CSV."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from linearize.report.wording import ABSENT, duration, percent, percent_interval
 from linearize.run_folder import RUNS
 
 AVERAGE = "average"
+KL = "KL, nats/token"
+TEACHER = "teacher"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ def comparison_lines(result: ComparisonResult) -> list[Line]:
     ]
     lines.append(Line(AVERAGE, Entry(""), tuple(_kept(result, cell, None) for cell in result.cells)))
     costs: list[tuple[str, Entry, Callable[[CellFinding], Entry]]] = [
-        ("KL, nats/token", Entry(""), lambda cell: Entry(quantity(cell.kl))),
+        (KL, Entry(""), lambda cell: Entry(quantity(cell.kl))),
         ("parameters added", Entry(""), lambda cell: Entry(short_count(cell.costs.parameters_added))),
         ("parameters trained", Entry(""), lambda cell: Entry(short_count(cell.costs.parameters_trained))),
         ("state per sequence", Entry(byte_size(0)), lambda cell: Entry(byte_size(cell.costs.state_bytes))),
@@ -85,6 +87,33 @@ def comparison_lines(result: ComparisonResult) -> list[Line]:
         ("seeds", Entry(""), lambda cell: Entry(f"{len(cell.seeds)} of {result.seeds}")),
     ]  # fmt: skip
     return lines + [Line(name, first, tuple(map(entry, result.cells))) for name, first, entry in costs]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some measures of all models: a name for each column, and a row of entries for the teacher and for each cell."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Entry, ...]], ...]
+
+
+def blocks(result: ComparisonResult) -> list[Block]:
+    """The same numbers with a row per cell, the one that keeps most first: what it keeps, and what it costs."""
+    lines = comparison_lines(result)
+    if not lines:
+        return []
+    by_name = {line.name: line for line in lines}
+    quality = [by_name[name] for name in (AVERAGE, *result.tasks, KL)]
+    costs = [line for line in lines if line not in quality]
+    place = {cell.name: number for number, cell in enumerate(result.cells)}
+
+    def block(title: str, chosen: Sequence[Line]) -> Block:
+        cells = [(cell.name, tuple(line.cells[place[cell.name]] for line in chosen)) for cell in result.ranked()]
+        first = TEACHER, tuple(line.teacher for line in chosen)
+        return Block(title, tuple(line.name for line in chosen), (first, *cells))
+
+    return [block("What is kept", quality), block("What it costs", costs)]
 
 
 def plan_table(comparison: Comparison) -> RenderableType:
@@ -223,11 +252,11 @@ def markdown(result: ComparisonResult, charts: Mapping[str, str]) -> str:
         charts: file name of a PNG beside it -> what it shows.
     """
     lines = [f"# {result.folder.name}", "", headline(result), ""]
-    table = comparison_lines(result)
-    if table:
-        head = ("", "teacher", *(cell.name for cell in result.cells))
-        rows = [(line.name, str(line.teacher), *map(_marked, line.cells)) for line in table]
-        lines += [_row(head), _row(["---", *["---:"] * (len(head) - 1)]), *map(_row, rows), ""]
+    tables = blocks(result)
+    if tables:
+        for block in tables:
+            lines += [f"## {block.title}", "", _row(("", *block.heads)), _row(["---", *["---:"] * len(block.heads)])]
+            lines += [_row((name, *map(_marked, entries))) for name, entries in block.rows] + [""]
         lines += ["Bold: no other cell keeps more by more than noise.", ""] if len(result.cells) > 1 else []
     else:
         lines += ["No run has reached its end.", ""]

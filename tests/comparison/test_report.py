@@ -20,6 +20,7 @@ from linearize.comparison import charts, table
 from linearize.comparison.findings import ComparisonResult
 from linearize.comparison.page import render_page, write_report
 from linearize.report import plots
+from linearize.report.wording import percent
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -123,8 +124,15 @@ def test_the_terminals_table_keeps_to_its_width_and_leaves_no_cell_out(
 
 def test_markdown_and_csv_hold_the_numbers_of_the_findings(comparison: ComparisonResult) -> None:
     text = table.markdown(comparison, {"costs.png": "costs"})
-    widths = {line.count(" | ") for line in text.split("## Differences")[0].splitlines() if line.startswith("| ")}
-    assert widths == {4}
+    for block in table.blocks(comparison):
+        part = text.split(f"## {block.title}\n")[1].split("\n## ")[0]
+        rows = [line[2:-2].split(" | ") for line in part.splitlines() if line.startswith("| ")]
+        names = [row[0] for row in rows[2:]]
+        assert names == ["teacher", *(cell.name for cell in comparison.ranked())]
+        assert {len(row) for row in rows} == {1 + len(block.heads)}
+        best = comparison.ranked()[0]
+        assert best.average is not None
+    assert f"**{percent(best.average.value)}**" in text.split("## What it costs")[0]
     assert "![costs](costs.png)" in text
     assert "failed: lost, seed 0: training diverged: <nan>" in text
     teacher, *rows = csv.DictReader(io.StringIO(table.comma_separated(comparison)))
@@ -178,9 +186,10 @@ def test_no_two_texts_of_a_chart_overlap(comparison: ComparisonResult) -> None:
                 assert not box.overlaps(other_box), f"'{text}' lies over '{other}'"
 
 
-def test_every_cell_of_a_chart_has_its_own_colour_mark_and_line() -> None:
-    looks = {(charts.colour_of(n), charts.mark_of(n), charts.line_of(n)) for n in range(24)}
-    assert len(looks) == 24
+def test_every_cell_of_a_chart_has_its_own_colour_mark_and_line(comparison: ComparisonResult) -> None:
+    cell = comparison.cells[0]
+    many = [replace(cell, changes=(("student.mixer.conv_width", number),)) for number in range(24)]
+    assert len({(look.colour, look.mark, look.line) for look in charts.looks(many)}) == 24
 
 
 def test_printing_the_table_imports_neither_torch_nor_matplotlib() -> None:
@@ -191,3 +200,22 @@ def test_printing_the_table_imports_neither_torch_nor_matplotlib() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_no_measure_is_lost_between_the_terminals_table_and_the_blocks(comparison: ComparisonResult) -> None:
+    heads = [head for block in table.blocks(comparison) for head in block.heads]
+    assert sorted(heads) == sorted(line.name for line in table.comparison_lines(comparison))
+
+
+def test_one_mixer_has_one_colour_where_layouts_are_varied_too(comparison: ComparisonResult) -> None:
+    cell = comparison.cells[0]
+    changes = [
+        (*layout, ("student.mixer.type", mixer))
+        for layout in ((("student.layout.type", "all"),), (("student.layout.type", "every"),))
+        for mixer in ("mamba2", "gla", "kda")
+    ]
+    found = charts.looks([replace(cell, changes=each) for each in changes])
+    assert [look.colour for look in found[:3]] == [look.colour for look in found[3:]]
+    assert len({look.colour for look in found}) == 3
+    assert len({(look.colour, look.mark, look.line) for look in found}) == 6
+    assert [look.is_hollow for look in found] == [False] * 3 + [True] * 3

@@ -128,5 +128,4 @@ def _seen(state: State) -> Seen:
 
 def _state(seen: Seen) -> State:
     sinks = {"sink_keys": seen.sink_keys, "sink_values": seen.sink_values} if seen.sink_keys.shape[1] else {}
-    # A cache slot tells the dtype of its last tensor as its own; that is to be the model's, not that of a number.
-    return {"count": seen.count_B, **sinks, "keys": seen.keys, "values": seen.values}
+    return {"keys": seen.keys, "values": seen.values, **sinks, "count": seen.count_B}

@@ -181,6 +181,24 @@ class LinearMixer(nn.Module):
 
         The state is that of the recurrence and, with a convolution, "conv" [B, C, W-1].
         """
+        q_BTNK, k_BTMK, v_BTMV, conv_state = self.queries_keys_values(
+            x_BTD, valid_BT=valid_BT, position=position, segments_BT=segments_BT, state=state
+        )
+        y_BTNV, new_state = self.recur(
+            x_BTD, q_BTNK, k_BTMK, v_BTMV, valid_BT=valid_BT, segments_BT=segments_BT, state=state
+        )
+        return self._norm_and_gate(x_BTD, y_BTNV), conv_state | new_state
+
+    def queries_keys_values(
+        self,
+        x_BTD: Tensor,
+        *,
+        valid_BT: Tensor | None,
+        position: tuple[Tensor, Tensor] | None,
+        segments_BT: Tensor | None,
+        state: State | None,
+    ) -> tuple[Tensor, Tensor, Tensor, State]:
+        """q [B, T, N, K], k [B, T, M, K] and v [B, T, M, V] as ``recur`` gets them, and a convolution's state."""
         conv_state: State = {}
         vkq_BTC = project_together(x_BTD, (self.v_proj, self.k_proj, self.q_proj))
         if self.config.conv_width:
@@ -192,10 +210,7 @@ class LinearMixer(nn.Module):
         v_BTMV = v.unflatten(-1, (-1, self.site.value_dim))
         k_BTMK = self._prepare(k.unflatten(-1, (-1, self.site.key_dim)), getattr(self, "k_norm", None), position)
         q_BTNK = self._prepare(q.unflatten(-1, (-1, self.site.key_dim)), getattr(self, "q_norm", None), position)
-        y_BTNV, new_state = self.recur(
-            x_BTD, q_BTNK, k_BTMK, v_BTMV, valid_BT=valid_BT, segments_BT=segments_BT, state=state
-        )
-        return self._norm_and_gate(x_BTD, y_BTNV), conv_state | new_state
+        return q_BTNK, k_BTMK, v_BTMV, conv_state
 
     def _prepare(self, x_BTHK: Tensor, norm: nn.RMSNorm | None, position: tuple[Tensor, Tensor] | None) -> Tensor:
         if norm is not None:

@@ -32,6 +32,8 @@ def delayed(
     if valid_BT is None:
         valid_BT = torch.ones(batch, length, dtype=torch.bool, device=x_BTMX.device)
         late, last = together[:, :length], together[:, length:]
+    elif length == 1:
+        late, last = together[:, :1], torch.where(valid_BT[..., None, None], together[:, 1:], together[:, :-1])
     else:
         late, last = _picked(together, tokens, valid_BT)
     rank_BT = valid_BT.cumsum(1) - 1

@@ -143,7 +143,7 @@ def test_options_of_the_other_ways_to_combine_are_refused(options: Any, told: st
         build(**options)
 
 
-@pytest.mark.parametrize("calls", [[100], [1, 40, 1, 58], [33, 67]])
+@pytest.mark.parametrize("calls", [[100], [1, 40, 1, 58], [33, 67], [*[1] * 30, 70]])
 def test_what_comes_out_of_a_window_passes_over_pads_and_stays_in_its_document(calls: list[int]) -> None:
     drawn = torch.rand(2, 100, generator=torch.Generator().manual_seed(0))
     valid, document = drawn < 0.6, (drawn < 0.04).cumsum(1)

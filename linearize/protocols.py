@@ -286,6 +286,33 @@ class BranchedMixer(Protocol):
     """Branches that add zeros now; none unless someone looks. The states that a call gives have the same shapes."""
 
 
+class AveragingMixer(Protocol):
+    """What a mixer offers besides, when its output is an average of values with weights that are never negative.
+
+    Something else may then see the last tokens in its place, and both be divided by the sum of all weights.
+    """
+
+    def start_after(self, tokens: int) -> None:
+        """From now on leaves each token's last ``tokens``, itself included, to something else.
+
+        Raises:
+            PluginError: with its options the output is no such average; names them.
+        """
+        ...
+
+    def sums(
+        self,
+        x_BTD: Tensor,
+        *,
+        valid_BT: Tensor | None,
+        position: tuple[Tensor, Tensor] | None,
+        segments_BT: Tensor | None,
+        state: State | None,
+    ) -> tuple[Tensor, State]:
+        """As ``forward``; [B, T, N, V + 1], at least fp32: the weighted sum of values, then that of weights."""
+        ...
+
+
 @dataclass(slots=True)
 class SeedReport:
     """The full account of one site's seeding.

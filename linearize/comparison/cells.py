@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -158,6 +159,7 @@ def _variants(
     if mixers is not None:
         others = {path: values for path, values in alternatives.items() if path not in ("student.mixer", MIXER_TYPE)}
         alternatives = {MIXER_TYPE: list(mixers), **others}
+        options = options.model_copy(update={"cells": _without_mixers(options.cells)})
     for path, values in alternatives.items():
         if not values:
             problems.append(f"{TABLE}.vary.{path}: is empty; at least one alternative was due")
@@ -188,6 +190,24 @@ def _variants(
     if repeated:
         raise RecipeError(name, [f"{TABLE}: two cells have the same name: {', '.join(repeated)}"])
     return options, dict(cells)
+
+
+def _without_mixers(cells: Sequence[CellTable]) -> tuple[CellTable, ...]:
+    """The cells with mixers of their own left out, so that the command line's take their place.
+
+    Of cells that then are alike the first stays; where all are, none, as they said nothing else.
+    """
+    distinct: dict[str, CellTable] = {}
+    for cell in cells:
+        changes = copy.deepcopy(cell.set)
+        student = changes.get("student")
+        mixer = student.get("mixer") if isinstance(student, dict) else None
+        if isinstance(student, dict) and isinstance(mixer, dict) and "type" in mixer:
+            del student["mixer"]
+            if not student:
+                del changes["student"]
+        distinct.setdefault(to_inline(changes), cell.model_copy(update={"set": changes}))
+    return tuple(distinct.values()) if len(distinct) > 1 else ()
 
 
 def _alternatives(table: Mapping[str, Any], problems: list[str], path: str = "") -> Iterator[tuple[str, list[Any]]]:

@@ -40,14 +40,11 @@ class LinearMixer(nn.Module):
     Args:
         operation: what the recurrence is called in :mod:`linearize.ops.backends`; None where ``recur`` is plain torch.
         backend: the name of its backend, or "auto".
-        rope: turn q and k by the position that the site passes.
+        rope: turn q and k by the position that the site passes, in the pairs of numbers that its teacher turns.
 
     Attributes:
         num_key_value_heads: M, the heads of k and v: the site's, or as many as query heads.
         repeated: the modules into which a seeder repeats the teacher's key-value heads, once for each query head.
-
-    Raises:
-        PluginError: ``rope`` at a site whose teacher turns other pairs of numbers than ``rotate`` does.
     """
 
     projections: ClassVar[Mapping[str, str]] = {"q": "q_proj", "k": "k_proj", "v": "v_proj"}
@@ -68,12 +65,6 @@ class LinearMixer(nn.Module):
         rope: bool = False,
     ) -> None:
         super().__init__()
-        if rope and site.has_rope and site.rope_style != "half":
-            raise PluginError(
-                f"mixer {type(self).__name__} has rope = true, but the attention of site {site.index} turns "
-                f"neighbouring numbers of a head together ({site.rope_style} rotary embedding), mixers turn halves; "
-                "set rope = false in this mixer's table"
-            )
         self.config, self.site = config, site
         self.operation, self.backend, self.qk_norm, self.rope = operation, backend, qk_norm, rope
         is_grouped = config.key_value_heads == "grouped"
@@ -190,6 +181,24 @@ class LinearMixer(nn.Module):
 
         The state is that of the recurrence and, with a convolution, "conv" [B, C, W-1].
         """
+        q_BTNK, k_BTMK, v_BTMV, conv_state = self.queries_keys_values(
+            x_BTD, valid_BT=valid_BT, position=position, segments_BT=segments_BT, state=state
+        )
+        y_BTNV, new_state = self.recur(
+            x_BTD, q_BTNK, k_BTMK, v_BTMV, valid_BT=valid_BT, segments_BT=segments_BT, state=state
+        )
+        return self._norm_and_gate(x_BTD, y_BTNV), conv_state | new_state
+
+    def queries_keys_values(
+        self,
+        x_BTD: Tensor,
+        *,
+        valid_BT: Tensor | None,
+        position: tuple[Tensor, Tensor] | None,
+        segments_BT: Tensor | None,
+        state: State | None,
+    ) -> tuple[Tensor, Tensor, Tensor, State]:
+        """q [B, T, N, K], k [B, T, M, K] and v [B, T, M, V] as ``recur`` gets them, and a convolution's state."""
         conv_state: State = {}
         vkq_BTC = project_together(x_BTD, (self.v_proj, self.k_proj, self.q_proj))
         if self.config.conv_width:
@@ -201,17 +210,16 @@ class LinearMixer(nn.Module):
         v_BTMV = v.unflatten(-1, (-1, self.site.value_dim))
         k_BTMK = self._prepare(k.unflatten(-1, (-1, self.site.key_dim)), getattr(self, "k_norm", None), position)
         q_BTNK = self._prepare(q.unflatten(-1, (-1, self.site.key_dim)), getattr(self, "q_norm", None), position)
-        y_BTNV, new_state = self.recur(
-            x_BTD, q_BTNK, k_BTMK, v_BTMV, valid_BT=valid_BT, segments_BT=segments_BT, state=state
-        )
-        return self._norm_and_gate(x_BTD, y_BTNV), conv_state | new_state
+        return q_BTNK, k_BTMK, v_BTMV, conv_state
 
     def _prepare(self, x_BTHK: Tensor, norm: nn.RMSNorm | None, position: tuple[Tensor, Tensor] | None) -> Tensor:
         if norm is not None:
             x_BTHK = norm(x_BTHK)
         elif self.qk_norm == "l2":
             x_BTHK = unit_length(x_BTHK, self.config.norm_eps)
-        return rotate(x_BTHK, position) if self.rope and position is not None else x_BTHK
+        if not self.rope or position is None:
+            return x_BTHK
+        return rotate(x_BTHK, position, self.site.rope_style)
 
     def _norm_and_gate(self, x_BTD: Tensor, y_BTNV: Tensor) -> Tensor:
         gate_BTNV = self.g_proj(x_BTD).view(y_BTNV.shape) if self.config.gate else None

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 Position = tuple[Tensor, Tensor]
+RopeStyle = Literal["half", "interleaved"]
 
 
-def rotate(x_BTHK: Tensor, position: Position, style: Literal["half", "interleaved"] = "half") -> Tensor:
+def rotate(x_BTHK: Tensor, position: Position, style: RopeStyle = "half") -> Tensor:
     """x with the first R numbers of each head turned pair by pair; the others as they are.
 
     Args:

@@ -21,6 +21,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin, StaticLayer
 class RecurrentStateLayer(CacheLayerMixin):
     """One site's state: named tensors, batch first, whose size does not depend on the tokens seen.
 
+    Each has the dtype that its mixer gave it (memories fp32, inputs of a convolution the model's, counts int64), so
+    the slot as a whole has none.
+
     It counts every token, pads included, because decoder bodies derive positions and mask sizes from the first slot
     that tells its length, and masks have a column for each pad.
     """
@@ -35,7 +38,6 @@ class RecurrentStateLayer(CacheLayerMixin):
         self.keys = self.values = torch.empty(0)  # there are none; Mllama's decoder counts those of every slot
         self.states: dict[str, Tensor] = {}
         self.seen = 0
-        self.dtype: torch.dtype | None = None
         self.device: torch.device | None = None
 
     def put(self, num_tokens: int, states: Mapping[str, Tensor]) -> None:
@@ -44,7 +46,7 @@ class RecurrentStateLayer(CacheLayerMixin):
         self.seen += num_tokens
         self.is_initialized = True
         for tensor in self.states.values():
-            self.dtype, self.device = tensor.dtype, tensor.device
+            self.device = tensor.device
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Nothing to prepare: the mixer makes its first state itself."""

@@ -127,7 +127,7 @@ def _turns(case: Case) -> list[Repair]:
         (
             "interleaved",
             "2i and 2i + 1 of a head. Say so at the site, too; or move the rows of q and k so that pairs stand R/2 "
-            "apart, and mixers can turn them as well (docs/write_a_teacher.md has the code)",
+            "apart (docs/write_a_teacher.md has the code)",
         ),
     )
     for style, pairs in styles:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linearize.mixing.rotary import RopeStyle
+
 FULL_TURN = 2 * math.pi
 # Tokens whose angles are summed in one piece: few enough that fp32 keeps the fifth digit of a radian.
 CHUNK = 64
@@ -40,15 +42,20 @@ def sum_angles(turns_BTNP: Tensor, start_BNP: Tensor | None) -> tuple[Tensor, Te
     return sums, after[:, -1].remainder(FULL_TURN)
 
 
-def turn(x_BTNK: Tensor, angles_BTNP: Tensor) -> Tensor:
-    """x with channels i and i + K/2 of each head turned together for i < P, the others as they are; in x's dtype.
+def turn(x_BTNK: Tensor, angles_BTNP: Tensor, style: RopeStyle = "half") -> Tensor:
+    """x with the first P pairs of channels of each head turned, the others as they are; in x's dtype.
 
-    These are the pairs of a teacher's rotary embedding that turns whole heads, so that both rotations are one; a
-    partial one pairs other channels, and the two act one after the other.
+    Pairs are i and i + K/2 ("half") or 2i and 2i + 1 ("interleaved"), those of a teacher's rotary embedding that turns
+    whole heads, so that both rotations are one. A partial one of halves pairs other channels, and the two act one after
+    the other.
     """
     half, pairs = x_BTNK.shape[-1] // 2, angles_BTNP.shape[-1]
     cos, sin = angles_BTNP.cos(), angles_BTNP.sin()
     x = x_BTNK.to(angles_BTNP.dtype)
+    if style == "interleaved":
+        first, second = x[..., : 2 * pairs : 2], x[..., 1 : 2 * pairs : 2]
+        turned = torch.stack([first * cos - second * sin, second * cos + first * sin], -1).flatten(-2)
+        return torch.cat([turned, x[..., 2 * pairs :]], -1).to(x_BTNK.dtype)
     first, second = x[..., :pairs], x[..., half : half + pairs]
     parts = [
         first * cos - second * sin, x[..., pairs:half], second * cos + first * sin, x[..., half + pairs :],

@@ -134,6 +134,8 @@ class Mamba3Mixer(LinearMixer):
         All that decides decays and angles is at least fp32, also under autocast and in a bf16 model.
         """
         k_BTNK = k_BTMK
+        # The teacher's pairs where its rotary embedding is used: two rotations of one plane are one rotation.
+        style = self.site.rope_style if self.rope and self.site.has_rope else "half"
         raw = project_together(x_BTD, (self.dt_proj, self.A_proj, self.trapezoid_proj, self.angle_proj))
         heads = self.site.num_heads
         with torch.autocast(x_BTD.device.type, enabled=False):
@@ -146,8 +148,9 @@ class Mamba3Mixer(LinearMixer):
             angles_BTNP, angle_BNP = sum_angles(turns_BTNP, None if state is None else state["angle"])
             carried = None if state is None else Carried(state["ssm"], state["last_key"], state["last_value"])
             y_BTNV, carried = trapezoidal_recurrence(
-                self.recurrence(x_BTD.device).kernel, turn(q_BTNK, angles_BTNP), turn(k_BTNK, angles_BTNP), v_BTMV,
-                g_BTN, dt_BTN, raw_own.sigmoid(), carried=carried, valid_BT=valid_BT, segments_BT=segments_BT,
+                self.recurrence(x_BTD.device).kernel,
+                turn(q_BTNK, angles_BTNP, style), turn(k_BTNK, angles_BTNP, style), v_BTMV, g_BTN, dt_BTN,
+                raw_own.sigmoid(), carried=carried, valid_BT=valid_BT, segments_BT=segments_BT,
                 chunk_size=self.config.chunk_size,
             )  # fmt: skip
         if self.config.skip:

@@ -11,6 +11,7 @@ of a block, E all keys at hand: n first ones, H before this call, T of it, and z
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor, float, float | None], Tensor]
 SMALLEST_BLOCK, LARGEST_BLOCK = 32, 256
 """Queries of a block: as many as the window, within these. Speed, not results."""
 
@@ -52,6 +54,7 @@ def windowed_attention(
     valid_BT: Tensor | None = None,
     segments_BT: Tensor | None = None,
     seen: Seen | None = None,
+    attention: Attention | None = None,
 ) -> tuple[Tensor, Seen]:
     """The output [B, T, N, V], and what the next call needs to know.
 
@@ -62,7 +65,9 @@ def windowed_attention(
         valid_BT: bool; a False token is seen by no other and leaves no trace; its own output is finite.
         segments_BT: int; where it changes, a document begins that sees none before it. The first token always goes on
             from ``seen``.
+        attention: what a query makes of the keys that it sees; None: ``attend``.
     """
+    attention = attention or attend
     tokens = _Tokens.of(k_BTMK, valid_BT, segments_BT, seen)
     q, k, v = (tokens.in_order(part) for part in (q_BTNK, k_BTMK, v_BTMV))
     length = k.shape[1]
@@ -72,7 +77,7 @@ def windowed_attention(
     keys_BEMK = blocks.extend(k, None if seen is None else (seen.sink_keys, seen.keys))
     values_BEMV = blocks.extend(v, None if seen is None else (seen.sink_values, seen.values))
     mask_XLS, sinks_at = blocks.mask(tokens.first_BT, len(k)), blocks.sinks_at(tokens.first_BT)
-    y_BTNV = attend(
+    y_BTNV = attention(
         blocks.queries(q, k.shape[2]), blocks.keys(keys_BEMK, sinks_at), blocks.keys(values_BEMV, sinks_at), mask_XLS,
         scale, softcap,
     )  # fmt: skip
@@ -100,6 +105,22 @@ def attend(
         scores = softcap * torch.tanh(q @ k.transpose(-1, -2) * (scale / softcap))
         shares = scores.masked_fill(~mask, -torch.inf).softmax(-1, torch.promote_types(q.dtype, torch.float32))
         y = shares.to(v.dtype) @ v
+    return y.unflatten(2, (groups, -1))
+
+
+def attend_to_sums(
+    q_XMGLK: Tensor, k_XSMK: Tensor, v_XSMV: Tensor, mask_XLS: Tensor, scale: float, softcap: float | None
+) -> Tensor:
+    """What softmax divides and what it divides by, [X, M, G, L, V + 1], at least fp32; the largest weight is 1."""
+    groups, dtype = q_XMGLK.shape[2], torch.promote_types(q_XMGLK.dtype, torch.float32)
+    with torch.autocast(q_XMGLK.device.type, enabled=False):
+        q, k, v = (x.to(dtype) for x in (q_XMGLK.flatten(2, 3), k_XSMK.transpose(1, 2), v_XSMV.transpose(1, 2)))
+        scores = q @ k.transpose(-1, -2) * scale
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        scores = scores.masked_fill(~mask_XLS.repeat(1, groups, 1).unsqueeze(1), -torch.inf)
+        weights = (scores - scores.amax(-1, keepdim=True)).exp()
+        y = weights @ F.pad(v, (0, 1), value=1.0)
     return y.unflatten(2, (groups, -1))
 
 

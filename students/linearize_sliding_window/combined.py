@@ -2,15 +2,18 @@
 
     output = a · window(x) + b · linear(x)        "sum", a and b learnt per head, 1 and 0 at the start
     output = (window(x) + linear(x)) / 2          "average", as Liger (arXiv 2503.01496) does
+    output = (γ Σ w_s v_s + Σ φ_t·φ_s v_s) / (γ Σ w_s + Σ φ_t·φ_s)        "joint", as LoLCATs (arXiv 2410.10254) does
 
+In the joint output the first sums go over the window, w_s = exp(score_s - largest score); the second ones over all that
+lies before it, by a mixer that can tell its sums. γ = sigmoid of what is learnt per head.
 Both branches have projections of their own, which start as the teacher's: what finds a neighbour and what finds a fact
-in a state need not be the same. LoLCATs (arXiv 2410.10254) puts both under one softmax denominator, which only a
-feature map with a denominator of its own allows.
+in a state need not be the same; LoLCATs has one of each for both.
 Letters: B batch, T tokens, D model width, N query heads, V value width.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,10 +46,25 @@ class SwaLinearMixer(nn.Module):
             raise PluginError(f"{LINEAR}: {error}") from error
         self.projections: Mapping[str, tuple[str, ...]] = _joined_projections(self._branches())
         self.repeated = frozenset(f"{LINEAR}.{path}" for path in getattr(self.linear, "repeated", ()))
-        if config.combine == "sum":
-            gates = site.num_heads if config.gates == "head" else 1
+        gates = site.num_heads if config.gates == "head" else 1
+        if config.combine != "average":
             self.window_gate = nn.Parameter(torch.ones(gates))
+        if config.combine == "sum":
             self.linear_gate = nn.Parameter(torch.zeros(gates))
+        if config.combine == "joint":
+            self._begin_where_the_window_ends()
+
+    def _begin_where_the_window_ends(self) -> None:
+        name = self.config.linear.spec.name
+        if not hasattr(self.linear, "start_after"):
+            raise PluginError(
+                f"combine = 'joint' divides both branches by one sum of weights, but the linear mixer '{name}' has no "
+                'such sum; set linear = { type = "feature_map" }, or combine = "sum", in this mixer\'s table'
+            )
+        try:
+            self.linear.start_after(self.window.window)
+        except PluginError as error:
+            raise PluginError(f"{LINEAR}: {error}") from error
 
     def _branches(self) -> dict[str, Any]:
         return {WINDOW: self.window, LINEAR: self.linear}
@@ -63,12 +81,17 @@ class SwaLinearMixer(nn.Module):
 
     @torch.no_grad()
     def initialize(self, style: SeedStyle, generator: torch.Generator) -> None:
-        """Each branch by its own rules. "mimic": the gates are 1 and ``linear_start``; "scratch": both 1."""
+        """Each branch by its own rules. "mimic": the gates are 1 and ``linear_start``; "scratch": both 1.
+
+        The one gate of "joint" is ``window_start`` in both.
+        """
         for branch in self._branches().values():
             branch.initialize(style, generator)
         if self.config.combine == "sum":
             self.window_gate.fill_(1.0)
             self.linear_gate.fill_(self.config.linear_start if style == "mimic" else 1.0)
+        if self.config.combine == "joint":
+            self.window_gate.fill_(math.log(self.config.window_start / (1 - self.config.window_start)))
 
     def describe_backends(self, device: torch.device | str) -> list[str]:
         """One line for each kernel that the linear branch runs on ``device``."""
@@ -89,13 +112,25 @@ class SwaLinearMixer(nn.Module):
         after: State = {}
         for name, branch in self._branches().items():
             before = None if state is None else _of_branch(state, name)
-            outputs[name], states = branch(
+            call = branch.sums if self.config.combine == "joint" else branch
+            outputs[name], states = call(
                 x_BTD, valid_BT=valid_BT, position=position, segments_BT=segments_BT, state=before
             )
             after |= {f"{name}.{key}": tensor for key, tensor in states.items()}
+        if self.config.combine == "joint":
+            return self._jointly(outputs).to(x_BTD.dtype), after
         for name in self.left_out:
             outputs[name] = torch.zeros_like(outputs[name])
         return self._combined(outputs[WINDOW], outputs[LINEAR]), after
+
+    def _jointly(self, sums: dict[str, Tensor]) -> Tensor:
+        """What is left out keeps its share of the weights, so that what the others add stays as it is."""
+        gate = self.window_gate.to(sums[WINDOW].dtype).sigmoid()[:, None]
+        sums = {**sums, WINDOW: gate * sums[WINDOW]}
+        added = [part[..., :-1] for name, part in sums.items() if name not in self.left_out]
+        # At least γ: the best key inside the window weighs as much.
+        weights = sums[WINDOW][..., -1:] + sums[LINEAR][..., -1:]
+        return torch.stack(added).sum(0) / weights
 
     def _combined(self, window_BTNV: Tensor, linear_BTNV: Tensor) -> Tensor:
         keep: Tensor | float = 1.0

@@ -41,15 +41,25 @@ class SwaLinearConfig(WindowOptions):
         default=named("gated_delta_net"),
         description="The linear mixer of the other branch: any registered one, with its options.",
     )
-    combine: Literal["sum", "average"] = Field(
-        default="sum", description="sum: both branches times learnt gates; average: half of each, nothing to learn."
+    combine: Literal["sum", "average", "joint"] = Field(
+        default="sum",
+        description="sum: both branches times learnt gates; average: half of each, nothing to learn; joint: one sum of "
+        "weights divides the window and, for what lies before it, a linear mixer whose output is an average too.",
     )
     gates: Literal["head", "site"] = Field(
-        default="head", description="Gates of a sum: one per branch and head, or one per branch."
+        default="head", description="Gates, of a sum one for each branch: for each head, or for the whole site."
     )
     linear_start: float = Field(
         default=0.0,
-        description="First gate of the linear branch with seeder mimic; 0: the student starts as the window alone.",
+        description="First gate of the linear branch in a sum with seeder mimic; 0: the student starts as the window "
+        "alone.",
+    )
+    window_start: float = Field(
+        default=0.5,
+        gt=0,
+        lt=1,
+        description="First weight of the best key inside the window with combine = joint; those of the linear branch "
+        "are its features' products as they are.",
     )
     window_dropout: float = Field(
         default=0.0,
@@ -66,4 +76,16 @@ class SwaLinearConfig(WindowOptions):
                 f"combine = 'average' with gates = '{self.gates}' and linear_start = {self.linear_start}: an average "
                 "has no gates; leave both out or set combine = 'sum'"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _joint_branches_share_no_token(self) -> SwaLinearConfig:
+        if self.combine == "joint":
+            others: dict[str, float] = {"linear_start": 0.0, "sinks": 0, "window_dropout": 0.0}
+            why = "the linear branch has no gate, and sees each token only once the window does not"
+        else:
+            others, why = {"window_start": 0.5}, "only combine = 'joint' has such a weight"
+        wrong = [f"{name} = {getattr(self, name)}" for name, free in others.items() if getattr(self, name) != free]
+        if wrong:
+            raise ValueError(f"combine = '{self.combine}' with {' and '.join(wrong)}: {why}; leave that out")
         return self

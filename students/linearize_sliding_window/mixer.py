@@ -18,7 +18,7 @@ from linearize.mixing.draw import fill_linear
 from linearize.mixing.projections import project_together
 from linearize.mixing.rotary import rotate
 from linearize.protocols import AttentionSite, SeedStyle, SiteNorm, State
-from linearize_sliding_window.attention import Seen, windowed_attention
+from linearize_sliding_window.attention import Attention, Seen, attend, attend_to_sums, windowed_attention
 from linearize_sliding_window.config import SlidingWindowConfig
 
 
@@ -76,6 +76,27 @@ class SlidingWindowMixer(nn.Module):
         state: State | None = None,
     ) -> tuple[Tensor, State]:
         """See :class:`linearize.protocols.Mixer`."""
+        y_BTNV, after = self._attend(x_BTD, attend, valid_BT, position, segments_BT, state)
+        if self.config.gain:
+            y_BTNV = y_BTNV * self.gain.to(y_BTNV.dtype).unsqueeze(-1)
+        return y_BTNV, after
+
+    def sums(
+        self,
+        x_BTD: Tensor,
+        *,
+        valid_BT: Tensor | None,
+        position: tuple[Tensor, Tensor] | None,
+        segments_BT: Tensor | None,
+        state: State | None,
+    ) -> tuple[Tensor, State]:
+        """As ``forward``; [B, T, N, V + 1], at least fp32: what softmax would divide, without gain, and by what."""
+        return self._attend(x_BTD, attend_to_sums, valid_BT, position, segments_BT, state)
+
+    def _attend(
+        self, x_BTD: Tensor, attention: Attention, valid_BT: Tensor | None, position: tuple[Tensor, Tensor] | None,
+        segments_BT: Tensor | None, state: State | None,
+    ) -> tuple[Tensor, State]:  # fmt: skip
         q, k, v = project_together(x_BTD, (self.q_proj, self.k_proj, self.v_proj)).split(self.widths, -1)
         q_BTNK, k_BTMK = (part.unflatten(-1, (-1, self.site.key_dim)) for part in (q, k))
         if self.site.qk_norm is not None:
@@ -89,9 +110,8 @@ class SlidingWindowMixer(nn.Module):
         y_BTNV, seen = windowed_attention(
             q_BTNK, k_BTMK, v_BTMV, window=self.window, sinks=self.sinks, scale=self.scale, softcap=self.site.softcap,
             valid_BT=valid_BT, segments_BT=segments_BT, seen=None if state is None else _seen(state),
+            attention=attention,
         )  # fmt: skip
-        if self.config.gain:
-            y_BTNV = y_BTNV * self.gain.to(y_BTNV.dtype).unsqueeze(-1)
         return y_BTNV, _state(seen)
 
 
@@ -128,5 +148,4 @@ def _seen(state: State) -> Seen:
 
 def _state(seen: Seen) -> State:
     sinks = {"sink_keys": seen.sink_keys, "sink_values": seen.sink_values} if seen.sink_keys.shape[1] else {}
-    # A cache slot tells the dtype of its last tensor as its own; that is to be the model's, not that of a number.
-    return {"count": seen.count_B, **sinks, "keys": seen.keys, "values": seen.values}
+    return {"keys": seen.keys, "values": seen.values, **sinks, "count": seen.count_B}

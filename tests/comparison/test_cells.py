@@ -86,6 +86,23 @@ def test_mixers_of_the_command_line_take_the_place_of_the_tables(tables: Tables)
     assert names(plan_comparison(tables(), mixers=["mamba2"])) == ["mamba2"]
 
 
+def test_mixers_of_the_command_line_take_the_place_of_those_in_cells(tables: Tables) -> None:
+    cells: list[dict[str, Any]] = [
+        {"name": "plain"},
+        {"name": "gla", "set": {"student": {"mixer": {"type": "gla", "conv_width": 4}}}},
+        {"name": "retnet", "set": {"student": {"mixer": {"type": "retnet"}}}},
+    ]
+    both = ["mamba2", "simple_gla"]
+    comparison = plan_comparison(tables(cells=cells, vary={"student": {"layout": LAYOUTS}}), mixers=both)
+    assert names(comparison) == [f"{mixer}-{layout}" for mixer in both for layout in ("all", "every-keep-2")]
+    assert comparison.cells[2].tables(0)["student"]["mixer"]["conv_width"] == 2
+    cells[2]["set"] |= {"stages": {"distill": {"lr": 0.5}}}
+    comparison = plan_comparison(tables(cells=cells), mixers=both)
+    assert names(comparison) == ["mamba2-plain", "mamba2-retnet", "simple_gla-plain", "simple_gla-retnet"]
+    assert comparison.cells[3].tables(0)["student"]["mixer"]["type"] == "simple_gla"
+    assert comparison.cells[3].tables(0)["stages"][1]["lr"] == 0.5
+
+
 def test_keys_of_compare_and_of_the_recipe_can_be_set_from_outside(tables: Tables) -> None:
     overrides = ["compare.seeds=3", "compare.name=other", "stages.distill.steps=7"]
     comparison = plan_comparison(tables(), overrides, mixers=["mamba2"])

@@ -30,7 +30,10 @@ class TestSlidingWindow(MixerConformance):
 
 class TestSwaLinear(MixerConformance):
     name = "swa_linear"
-    options = ({"window": 6, "linear": {"type": "gated_delta_net", **TORCH}},)
+    options = (
+        {"window": 6, "linear": {"type": "gated_delta_net", **TORCH}},
+        {"window": 6, "combine": "joint", "linear": {"type": "feature_map", **TORCH}},
+    )
     device = "cuda"
 
 

@@ -19,7 +19,7 @@ from linearize.errors import PluginError
 from linearize.mixing.mixer import LinearMixer
 from linearize.mixing.norms import norm_and_gate, unit_length
 from linearize.mixing.options import LinearMixerOptions
-from linearize.mixing.rotary import rotate
+from linearize.mixing.rotary import RopeStyle, rotate
 from linearize.protocols import AttentionSite, State
 
 SITE = AttentionSite(
@@ -187,12 +187,17 @@ def test_a_head_of_zeros_has_no_direction_and_a_finite_gradient() -> None:
     assert x.grad.isfinite().all()
 
 
-def test_rope_is_refused_where_the_teacher_turns_neighbours_and_not_halves() -> None:
-    site = dataclasses.replace(SITE, rope_style="interleaved")
-    with pytest.raises(PluginError, match=r"interleaved rotary embedding.*set rope = false in this mixer's table"):
-        PlainLinearAttention(LinearMixerOptions(), site)
-    PlainLinearAttention(LinearMixerOptions(rope=False), site)
-    PlainLinearAttention(LinearMixerOptions(), dataclasses.replace(site, has_rope=False))
+@pytest.mark.parametrize("style", ["half", "interleaved"])
+def test_a_mixer_turns_the_pairs_that_its_teacher_turns(style: RopeStyle) -> None:
+    torch.manual_seed(0)
+    options = LinearMixerOptions(conv_width=0, output_norm=False, gate=False)
+    mixer = PlainLinearAttention(options, dataclasses.replace(SITE, rope_style=style)).double()
+    x, position = torch.randn(2, 7, 12, dtype=torch.float64), angles(7, 6)
+    q, k, v = (p(x).view(2, 7, -1, w) for p, w in ((mixer.q_proj, 6), (mixer.k_proj, 6), (mixer.v_proj, 5)))
+    q, k = rotate(q, position, style), rotate(k, position, style).repeat_interleave(2, 2)
+    scores = torch.einsum("btnk,bsnk->bnts", q, k).tril()
+    wanted = torch.einsum("bnts,bsnv->btnv", scores, v.repeat_interleave(2, 2))
+    torch.testing.assert_close(mixer(x, position=position)[0], wanted)
 
 
 def test_one_tap_and_unknown_norms_are_refused() -> None:

@@ -110,7 +110,7 @@ every_decaying = pytest.mark.parametrize("family", DECAYING)
 
 
 @every_family
-@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 40])
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 63, 200])
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_values_and_every_gradient_equal_the_loop_in_fp64(family: str, length: int, groups: int) -> None:
     tensors = draw(family, length, groups=groups)
@@ -171,28 +171,49 @@ def test_the_state_may_be_left_out(family: str) -> None:
 
 
 @every_family
-def test_a_sequence_in_parts_with_carried_state_equals_the_whole_one(family: str) -> None:
-    *inputs, state = detached(draw(family, 21))
-    y, final = call(family, *inputs, state, chunk_size=8)
-    parts = []
-    for span in (slice(0, 13), slice(13, 14), slice(14, 21)):
-        part, state = call(family, *(x if x is None else x[:, span] for x in inputs), state, chunk_size=8)
-        parts.append(part)
-    torch.testing.assert_close(torch.cat(parts, 1), y, atol=1e-12, rtol=1e-11)
-    torch.testing.assert_close(state, final, atol=1e-12, rtol=1e-11)
+@pytest.mark.parametrize("decay", [0.2, 40.0])
+def test_calls_that_hand_the_state_on_equal_one_in_value_and_every_gradient(family: str, decay: float) -> None:
+    def in_calls(family: str, *given: Any) -> tuple[Tensor, Tensor]:
+        *inputs, state = given
+        parts = []
+        for span in (slice(0, 13), slice(13, 14), slice(14, 21)):
+            q, k, v, write, g = (x if x is None else x[:, span] for x in inputs)
+            part, state = call(family, q, k, v, write, g, state, chunk_size=8)
+            parts.append(part)
+        return torch.cat(parts, 1), state
+
+    tensors = draw(family, 21, decay=decay)
+    assert_near(run(in_calls, family, tensors), run(loop, family, tensors), 1e-11)
 
 
 @every_family
-def test_a_token_that_neither_writes_nor_decays_leaves_the_rest_as_it_was(family: str) -> None:
-    *inputs, _ = detached(draw(family, 12))
-    y, state = call(family, *(x if x is None else x[:, 5:] for x in inputs), None)
-    q, k, v, write, g = (x if x is None else x.clone() for x in inputs)
-    write[:, :5] = 0
-    if g is not None:
-        g[:, :5] = 0
-    y_padded, state_padded = call(family, q, k, v, write, g, None)
-    torch.testing.assert_close(y_padded[:, 5:], y, atol=1e-13, rtol=1e-12)
-    torch.testing.assert_close(state_padded, state, atol=1e-13, rtol=1e-12)
+@pytest.mark.parametrize("decay", [0.2, 40.0])
+def test_pads_on_the_left_leave_values_and_every_gradient_as_they_were(family: str, decay: float) -> None:
+    """A pad neither writes nor decays, whatever its q, k and v are; rows have different numbers of them."""
+    pads, tensors = (5, 18), draw(family, 33, decay=decay)
+    real_BT = torch.stack([torch.arange(33) >= count for count in pads])
+
+    def padded(
+        family: str, q: Tensor, k: Tensor, v: Tensor, write: Tensor, g: Tensor | None, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        g = None if g is None else g * real_BT[(...,) + (None,) * (g.dim() - 2)]
+        return call(family, q, k, v, write * real_BT.unsqueeze(-1), g, state, chunk_size=8)
+
+    def alone(
+        family: str, q: Tensor, k: Tensor, v: Tensor, write: Tensor, g: Tensor | None, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ys, states = [], []
+        for row, count in enumerate(pads):
+            q_1, k_1, v_1, write_1 = (x[row : row + 1, count:] for x in (q, k, v, write))
+            g_1, start = None if g is None else g[row : row + 1, count:], state[row : row + 1]
+            y, final = loop(family, q_1, k_1, v_1, write_1, g_1, start)
+            # A pad reads the state that its row starts with.
+            before = (q[row : row + 1, :count].unsqueeze(-2) @ start.unsqueeze(1)).squeeze(-2)
+            ys.append(torch.cat([before, y], 1))
+            states.append(final)
+        return torch.cat(ys), torch.cat(states)
+
+    assert_near(run(padded, family, tensors), run(alone, family, tensors), 1e-11)
 
 
 def test_the_delta_rule_replaces_what_a_key_finds() -> None:

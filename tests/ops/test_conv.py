@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,7 @@ def grouped(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, activation: 
     return F.silu(y) if activation == "silu" else y, inputs[..., inputs.shape[-1] - weight.shape[1] + 1 :]
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 9])
+@pytest.mark.parametrize("length", [1, 2, 3, 9, 65])
 @pytest.mark.parametrize("width", [2, 3, 4])
 @pytest.mark.parametrize("activation", ["silu", "identity"])
 def test_values_and_every_gradient_equal_the_grouped_convolution(length: int, width: int, activation: str) -> None:
@@ -41,24 +43,29 @@ def test_without_state_and_bias_the_sequence_begins_after_zeros() -> None:
     torch.testing.assert_close(found, grouped(x, weight, 0 * bias, 0 * state, "silu")[0])
 
 
-def test_parts_with_the_carried_state_equal_the_whole() -> None:
-    x, weight, bias, state = (tensor.detach() for tensor in draw(9, 4))
-    whole, final = causal_conv(x, weight, bias, state_BCX=state)
-    parts = []
+def assert_alike(found: Sequence[Tensor], wanted: Sequence[Tensor], leaves: list[Tensor]) -> None:
+    """The same values, and the same gradient of one mixture of them for every leaf."""
+    toward = [torch.randn(tensor.shape, dtype=torch.float64) for tensor in wanted]
+    gradients = [torch.autograd.grad(tensors, leaves, toward, materialize_grads=True) for tensors in (found, wanted)]
+    for ours, theirs in zip((*found, *gradients[0]), (*wanted, *gradients[1]), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
+
+
+def test_calls_that_hand_the_state_on_equal_one_in_value_and_every_gradient() -> None:
+    x, weight, bias, state = leaves = draw(9, 4)
+    parts, carried = [], state
     for span in (slice(0, 4), slice(4, 5), slice(5, 6), slice(6, 9)):
-        part, state = causal_conv(x[:, span], weight, bias, state_BCX=state)
+        part, carried = causal_conv(x[:, span], weight, bias, state_BCX=carried)
         parts.append(part)
-    torch.testing.assert_close(torch.cat(parts, 1), whole)
-    torch.testing.assert_close(state, final)
+    assert_alike((torch.cat(parts, 1), carried), grouped(x, weight, bias, state, "silu"), leaves)
 
 
-def test_a_left_padded_row_equals_the_row_alone() -> None:
-    x, weight, bias, _ = (tensor.detach() for tensor in draw(7, 3))
+def test_a_left_padded_row_equals_the_row_alone_in_value_and_every_gradient() -> None:
+    x, weight, bias, state = leaves = draw(7, 3)
     valid = torch.tensor([[False] * 4 + [True] * 3, [True] * 7])
-    padded, state = causal_conv(x, weight, bias, valid_BT=valid)
-    alone, state_alone = causal_conv(x[:1, 4:], weight, bias)
-    torch.testing.assert_close(padded[:1, 4:], alone)
-    torch.testing.assert_close(state[:1], state_alone)
+    padded, after = causal_conv(x, weight, bias, valid_BT=valid)
+    alone = grouped(x[:1, 4:], weight, bias, 0 * state[:1], "silu")
+    assert_alike((padded[:1, 4:], after[:1]), alone, leaves)
 
 
 @pytest.mark.parametrize("width", [2, 4])

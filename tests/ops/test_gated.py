@@ -68,7 +68,7 @@ def assert_near(found: list[Tensor], wanted: list[Tensor], tolerance: float) -> 
         assert error <= tolerance, f"{name} is off by {error:.1e} of its largest entry"
 
 
-@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 40])
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 63, 200])
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_values_and_every_gradient_equal_the_loop_in_fp64(length: int, groups: int) -> None:
     tensors = draw(length, groups=groups)
@@ -97,27 +97,43 @@ def test_the_scale_multiplies_the_output() -> None:
     assert_near(run(gated_recurrence, tensors, torch.float64, scale=0.25), wanted, 1e-12)
 
 
-def test_two_calls_with_the_carried_state_equal_one() -> None:
-    q, k, v, g, write, state = (x.detach() for x in draw(21))
-    y, final = gated_recurrence(q, k, v, g, write_BTN=write, state_BNKV=state, chunk_size=8)
-    parts = []
-    for span in (slice(0, 13), slice(13, 14), slice(14, 21)):
-        part, state = gated_recurrence(
-            q[:, span], k[:, span], v[:, span], g[:, span], write_BTN=write[:, span], state_BNKV=state, chunk_size=8
-        )
-        parts.append(part)
-    torch.testing.assert_close(torch.cat(parts, 1), y, atol=1e-12, rtol=1e-12)
-    torch.testing.assert_close(state, final, atol=1e-12, rtol=1e-12)
+@pytest.mark.parametrize("decay", [0.2, 40.0])
+def test_calls_that_hand_the_state_on_equal_one_in_value_and_every_gradient(decay: float) -> None:
+    def in_calls(q, k, v, g, *, write_BTN, state_BNKV):  # type: ignore[no-untyped-def]
+        parts = []
+        for span in (slice(0, 13), slice(13, 14), slice(14, 21)):
+            part, state_BNKV = gated_recurrence(
+                q[:, span], k[:, span], v[:, span], g[:, span], write_BTN=write_BTN[:, span], state_BNKV=state_BNKV,
+                chunk_size=8,
+            )  # fmt: skip
+            parts.append(part)
+        return torch.cat(parts, 1), state_BNKV
+
+    tensors = draw(21, decay=decay)
+    assert_near(run(in_calls, tensors, torch.float64), run(loop, tensors, torch.float64), 1e-12)
 
 
-def test_a_token_that_neither_writes_nor_decays_leaves_the_rest_as_it_was() -> None:
-    q, k, v, g, write, _ = (x.detach() for x in draw(12))
-    y, state = gated_recurrence(q[:, 5:], k[:, 5:], v[:, 5:], g[:, 5:], write_BTN=write[:, 5:])
-    g, write = g.clone(), write.clone()
-    g[:, :5], write[:, :5] = 0, 0
-    y_padded, state_padded = gated_recurrence(q, k, v, g, write_BTN=write)
-    torch.testing.assert_close(y_padded[:, 5:], y, atol=1e-13, rtol=1e-12)
-    torch.testing.assert_close(state_padded, state, atol=1e-13, rtol=1e-12)
+@pytest.mark.parametrize("decay", [0.2, 40.0])
+def test_pads_on_the_left_leave_values_and_every_gradient_as_they_were(decay: float) -> None:
+    """A pad neither writes nor decays, whatever its q, k and v are; rows have different numbers of them."""
+    pads, tensors = (5, 18), draw(33, decay=decay)
+
+    def padded(q, k, v, g, *, write_BTN, state_BNKV):  # type: ignore[no-untyped-def]
+        real = torch.stack([torch.arange(33) >= count for count in pads]).unsqueeze(-1)
+        return gated_recurrence(q, k, v, g * real, write_BTN=write_BTN * real, state_BNKV=state_BNKV, chunk_size=8)
+
+    def alone(q, k, v, g, *, write_BTN, state_BNKV):  # type: ignore[no-untyped-def]
+        ys, states = [], []
+        for row, count in enumerate(pads):
+            q_1, k_1, v_1, g_1, write_1 = (x[row : row + 1, count:] for x in (q, k, v, g, write_BTN))
+            y, state = loop(q_1, k_1, v_1, g_1, write=write_1, state=state_BNKV[row : row + 1])
+            # A pad reads the state that its row starts with.
+            start = state_BNKV[row : row + 1].unsqueeze(1)
+            ys.append(torch.cat([(q[row : row + 1, :count].unsqueeze(-2) @ start).squeeze(-2), y], 1))
+            states.append(state)
+        return torch.cat(ys), torch.cat(states)
+
+    assert_near(run(padded, tensors, torch.float64), run(alone, tensors, torch.float64), 1e-12)
 
 
 @pytest.mark.parametrize("decay", [30.0, 1e4])
@@ -186,13 +202,27 @@ def test_a_graph_that_is_kept_can_be_differentiated_again() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, torch.autograd.grad(y.sum(), tensors), strict=True))
 
 
-def test_ssd_is_the_gated_recurrence_with_one_time_step_for_decay_and_write() -> None:
-    q, k, v, _, dt, state = (x.detach() for x in draw(11))
-    a = -torch.rand(4, dtype=torch.float64)
-    y, final = ssd_recurrence(q, k, v, dt, a, state_BNKV=state)
-    y_loop, final_loop = loop(q, k, v, dt * a, write=dt, state=state)
-    torch.testing.assert_close(y, y_loop, atol=1e-12, rtol=1e-12)
-    torch.testing.assert_close(final, final_loop, atol=1e-12, rtol=1e-12)
+@pytest.mark.parametrize("length", [1, 11, 63, 200])
+@pytest.mark.parametrize("strength", [1.0, 100.0])
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_ssd_is_the_gated_recurrence_with_one_time_step_for_decay_and_write(
+    length: int, strength: float, is_packed: bool
+) -> None:
+    """In value and in every gradient, that of the time step and of A among them."""
+    q, k, v, _, dt, state = (x.detach() for x in draw(length))
+    segments = torch.arange(length).div(5, rounding_mode="floor").expand(2, -1) if is_packed else None
+    a = -strength * torch.rand(4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    found, wanted = [], []
+    for results, is_loop in ((found, False), (wanted, True)):
+        leaves = q, k, v, dt, a, state = [x.detach().requires_grad_() for x in (q, k, v, dt, a, state)]
+        if is_loop:
+            outputs = loop(q, k, v, dt * a, write=dt, state=state, segments=segments)
+        else:
+            outputs = ssd_recurrence(q, k, v, dt, a, state_BNKV=state, segments_BT=segments)
+        toward = [torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).double() for x in outputs]
+        results += [*outputs, *torch.autograd.grad(outputs, leaves, toward)]
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-11, rtol=1e-11)
 
 
 def test_shapes_that_do_not_fit_are_named() -> None:

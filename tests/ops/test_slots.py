@@ -100,7 +100,7 @@ def assert_near(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: 
         assert error <= tolerance, f"{name} is off by {error:.1e} of its largest entry"
 
 
-@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 40])
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 63, 200])
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_values_and_every_gradient_equal_the_loop_in_fp64(length: int, groups: int) -> None:
     tensors = draw(length, groups=groups)
@@ -152,24 +152,42 @@ def test_the_state_may_be_left_out() -> None:
         assert_near(run(call, draw(length)[:5], chunk_size=8), run(loop, draw(length)[:5]), 1e-11)
 
 
-def test_a_sequence_in_parts_with_carried_slots_equals_the_whole_one() -> None:
-    *inputs, keys, values = draw(21)
-    whole = call(*inputs, keys, values, chunk_size=8)
-    parts = []
-    for span in (slice(0, 13), slice(13, 14), slice(14, 21)):
-        part, keys, values = call(*(x[:, span] for x in inputs), keys, values, chunk_size=8)
-        parts.append(part)
-    for found, wanted in zip((torch.cat(parts, 1), keys, values), whole, strict=True):
-        torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-11)
+@pytest.mark.parametrize("decay", [0.2, 40.0])
+def test_calls_that_hand_the_slots_on_equal_one_in_value_and_every_gradient(decay: float) -> None:
+    def in_calls(*given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        *inputs, keys, values = given
+        parts = []
+        for span in (slice(0, 13), slice(13, 14), slice(14, 21)):
+            part, keys, values = call(*(x[:, span] for x in inputs), keys, values, chunk_size=8)
+            parts.append(part)
+        return torch.cat(parts, 1), keys, values
+
+    tensors = draw(21, decay=decay)
+    assert_near(run(in_calls, tensors), run(loop, tensors), 1e-11)
 
 
-def test_a_token_that_neither_writes_nor_decays_leaves_the_slots_as_they_were() -> None:
-    q, k, v, write, g = draw(12)[:5]
-    wanted = call(*(x[:, 5:] for x in (q, k, v, write, g)), None, None)
-    write[:, :5] = g[:, :5] = 0
-    found = call(q, k, v, write, g, None, None)
-    for a, b in zip((found[0][:, 5:], *found[1:]), wanted, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-13, rtol=1e-12)
+@pytest.mark.parametrize("decay", [0.2, 40.0])
+def test_pads_on_the_left_leave_values_and_every_gradient_as_they_were(decay: float) -> None:
+    """A pad neither writes nor decays, whatever its q, k and v are; rows have different numbers of them."""
+    pads, tensors = (5, 18), draw(33, decay=decay)
+    real = torch.stack([torch.arange(33) >= count for count in pads])[..., None, None]
+
+    def padded(*given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v, write, g, keys, values = given
+        y, keys, values = call(q, k, v, write * real, g * real, keys, values, chunk_size=8)
+        return y * real, keys, values
+
+    def alone(*given: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        *inputs, keys, values = given
+        rows = []
+        for row, count in enumerate(pads):
+            states = keys[row : row + 1], values[row : row + 1]
+            y, *after = loop(*(x[row : row + 1, count:] for x in inputs), *states)
+            rows.append((torch.cat([torch.zeros_like(inputs[0][:1, :count, :, :VALUE_DIM]), y], 1), *after))
+        y, keys, values = (torch.cat(parts) for parts in zip(*rows, strict=True))
+        return y, keys, values
+
+    assert_near(run(padded, tensors), run(alone, tensors), 1e-11)
 
 
 def test_one_slot_per_token_that_forgets_nothing_is_softmax_attention() -> None:

@@ -54,6 +54,20 @@ def test_a_slot_holds_no_keys_and_lets_decoders_count_them() -> None:
     assert layer.keys.numel() == 0
 
 
+def test_tensors_keep_their_own_dtypes_whatever_is_done_to_their_rows() -> None:
+    dtypes = {"memory": torch.float32, "conv": torch.bfloat16, "angle": torch.float64, "count": torch.int64}
+    layer = RecurrentStateLayer()
+    layer.put(5, {name: torch.arange(3).to(dtype) for name, dtype in dtypes.items()})
+    layer.reorder_cache(torch.tensor([2, 2, 0]))
+    layer.batch_repeat_interleave(2)
+    layer.batch_select_indices(torch.tensor([0, 5]))
+    layer.offload()
+    layer.prefetch()
+    assert {name: tensor.dtype for name, tensor in layer.states.items()} == dtypes
+    assert {tuple(tensor.tolist()) for tensor in layer.states.values()} == {(2, 0)}
+    assert getattr(layer, "dtype", None) is None
+
+
 def test_reset_forgets_state_and_length() -> None:
     layer = _filled()
     layer.reset()

@@ -18,7 +18,7 @@ from linearize_mamba3.trapezoid import trapezoidal_recurrence
 from torch import Tensor
 
 from linearize.errors import PluginError
-from linearize.mixing.rotary import rotate
+from linearize.mixing.rotary import RopeStyle, rotate
 from linearize.ops.gated import gated_recurrence, ssd_recurrence
 from linearize.testing import MixerConformance, SeederConformance
 from linearize.testing.numbers import positions_of
@@ -55,7 +55,7 @@ def by_formula(mixer: Any, x_TD: Tensor, position: tuple[Tensor, Tensor]) -> Ten
         q, k = q + mixer.q_norm.bias, k.repeat_interleave(HEADS // GROUPS, 0) + mixer.k_norm.bias
         if config.rope:
             here = position[0][:, t : t + 1], position[1][:, t : t + 1]
-            q, k = (rotate(y[None, None], here)[0, 0] for y in (q, k))
+            q, k = (rotate(y[None, None], here, mixer.site.rope_style)[0, 0] for y in (q, k))
         dt = F.softplus(mixer.dt_proj(token) + mixer.dt_bias)
         a = torch.clamp(-F.softplus(mixer.A_proj(token)), max=-config.decay_floor)
         own = torch.sigmoid(mixer.trapezoid_proj(token))
@@ -65,7 +65,7 @@ def by_formula(mixer: Any, x_TD: Tensor, position: tuple[Tensor, Tensor]) -> Ten
         y_NV = []
         for head in range(HEADS):
             angles[head] = angles[head] + rate * dt[head] * math.pi
-            q_now, k_now = (turned(y[head], angles[head]) for y in (q, k))
+            q_now, k_now = (turned(y[head], angles[head], mixer.site.rope_style) for y in (q, k))
             group = head // (HEADS // GROUPS)
             states[head] = (
                 states[head] * alpha[head]
@@ -85,13 +85,14 @@ def by_formula(mixer: Any, x_TD: Tensor, position: tuple[Tensor, Tensor]) -> Ten
     return torch.stack(outputs)
 
 
-def turned(x_K: Tensor, angles_P: Tensor) -> Tensor:
-    """Channels i and i + K/2 as one complex number, times exp(i angle)."""
+def turned(x_K: Tensor, angles_P: Tensor, style: str = "half") -> Tensor:
+    """Channels i and i + K/2, or neighbours, as one complex number, times exp(i angle)."""
     half = len(x_K) // 2
     found = x_K.clone()
     for pair, angle in enumerate(angles_P):
-        number = torch.complex(x_K[pair], x_K[pair + half]) * torch.exp(1j * angle)
-        found[pair], found[pair + half] = number.real, number.imag
+        one, other = (pair, pair + half) if style == "half" else (2 * pair, 2 * pair + 1)
+        number = torch.complex(x_K[one], x_K[other]) * torch.exp(1j * angle)
+        found[one], found[other] = number.real, number.imag
     return found
 
 
@@ -106,6 +107,11 @@ class TestMamba3(MixerConformance):
 
     def reference(self, mixer: Any, x_TD: Tensor, position: tuple[Tensor, Tensor]) -> Tensor:
         return by_formula(mixer, x_TD, position)
+
+
+class TestMamba3WhereTheTeacherTurnsNeighbours(TestMamba3):
+    site = replace(SITE, rope_style="interleaved")
+    options = ({}, {"angle_fraction": 1.0, "output_norm": False, "gate": False})
 
 
 class TestMimicOfMamba3(SeederConformance):
@@ -204,19 +210,23 @@ def test_angles_stay_exact_over_twenty_thousand_calls_of_one_token() -> None:
     assert float((torch.stack(steps).double() - turns.double().cumsum(0)).sin().abs().max()) < 2e-6
 
 
-def test_the_tokens_own_angles_and_the_teachers_rotary_embedding_are_one_rotation() -> None:
+@pytest.mark.parametrize("style", ["half", "interleaved"])
+def test_the_tokens_own_angles_and_the_teachers_rotary_embedding_are_one_rotation(style: RopeStyle) -> None:
     x = torch.randn(1, 5, HEADS, K, dtype=torch.float64)
     position = positions_of(list(range(5)), K, x)
     # The teacher's angles, from its cosines and sines.
     ropes = torch.atan2(position[1], position[0])[..., : K // 2].unsqueeze(2)
     angles = torch.rand(1, 5, HEADS, K // 2, dtype=torch.float64)
-    torch.testing.assert_close(turn(rotate(x, position), angles), turn(x, angles + ropes))
+    torch.testing.assert_close(turn(rotate(x, position, style), angles, style), turn(x, angles + ropes, style))
 
 
-def test_a_copied_query_meets_a_copied_key_by_distance_as_in_the_teacher() -> None:
-    mixer = seeded(output_norm=False, gate=False).double()
-    generator = torch.Generator().manual_seed(3)
+@pytest.mark.parametrize("style", ["half", "interleaved"])
+def test_queries_meet_keys_by_distance_as_in_the_teacher_while_their_own_angles_turn(style: RopeStyle) -> None:
+    mixer = Mamba3Mixer(Mamba3Config(output_norm=False, gate=False), replace(SITE, rope_style=style))
+    mixer.initialize("mimic", torch.Generator().manual_seed(0))
+    mixer, generator = mixer.double(), torch.Generator().manual_seed(3)
     with torch.no_grad():
+        mixer.angle_proj.weight.copy_(torch.randn(mixer.angle_proj.weight.shape, generator=generator))
         for norm in (mixer.q_norm, mixer.k_norm):
             norm.bias.copy_(torch.randn(HEADS, K, generator=generator))
     x = draw(9)
@@ -288,13 +298,6 @@ def test_strong_decays_stay_finite() -> None:
 def test_a_share_without_a_pair_is_refused_with_the_share_that_would_do() -> None:
     with pytest.raises(PluginError, match=r"0.2 of the 6 channels .* site 1 is less than one pair; .* 0.333 in this"):
         Mamba3Mixer(Mamba3Config(angle_fraction=0.2), SITE)
-
-
-def test_a_teacher_that_turns_neighbours_is_refused_with_rope_and_taken_without() -> None:
-    site = replace(SITE, rope_style="interleaved")
-    with pytest.raises(PluginError, match="set rope = false in this mixer's table"):
-        Mamba3Mixer(Mamba3Config(), site)
-    Mamba3Mixer(Mamba3Config(rope=False), site)
 
 
 def test_importing_the_package_imports_no_torch() -> None:

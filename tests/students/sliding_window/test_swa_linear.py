@@ -150,13 +150,13 @@ def test_what_is_wrong_with_the_inner_mixer_is_told_by_its_path(table: Any, prob
 @pytest.mark.parametrize(
     ("linear", "where"),
     [
-        ({"type": "gla", "rope": True}, "linear: mixer "),
-        ({"type": "swa_linear", "linear": {"type": "gla", "rope": True}}, "linear: linear: mixer "),
+        ({"type": "lightning"}, "linear: "),
+        ({"type": "swa_linear", "linear": {"type": "lightning"}}, "linear: linear: "),
     ],
 )
 def test_what_an_inner_mixer_refuses_is_told_with_where_its_table_is(linear: Any, where: str) -> None:
-    site = replace(SITE, rope_style="interleaved")
-    with pytest.raises(PluginError, match=f"^{where}.*set rope = false in this mixer's table$"):
+    site = replace(SITE, num_layers=0)
+    with pytest.raises(PluginError, match=f"^{where}mixer 'lightning' "):
         build(site, linear=linear)
 
 

@@ -50,16 +50,16 @@ class Student:
     conversations: list[Conversation]
 
 
-def make_student(adapter: TransformersAdapter, layout: str) -> Student:
+def make_student(adapter: TransformersAdapter, layout: str, mixer_name: str = "mamba2", **options: Any) -> Student:
     """The teacher with mixers seeded from its weights by the registered components."""
     registry = Plugins.discover().registry
-    mixer_spec, seeder_spec = registry.get(MixerSpec, "mamba2"), registry.get(SeederSpec, "mimic")
+    mixer_spec, seeder_spec = registry.get(MixerSpec, mixer_name), registry.get(SeederSpec, "mimic")
     seeder = seeder_spec.builder()(seeder_spec.config_class()())
     model, sites = adapter.load(dtype=torch.float32, device="cpu"), adapter.sites()
     asked = conversations(takes_images=adapter.takes_images)
     mixers = {}
     for site in sites:
-        mixer: Any = build_mixer(mixer_spec, mixer_spec.config_class()(), site)
+        mixer: Any = build_mixer(mixer_spec, mixer_spec.config_class().model_validate(options), site)
         generator = torch.Generator().manual_seed(site.index)
         seeder.seed(adapter.weights(model, site), mixer, site=site, generator=generator)
         mixers[site.index] = mixer
@@ -158,3 +158,21 @@ def test_mixers_get_the_position_where_the_attention_turns_by_it(
         student.model(**adapter.batch(student.conversations).inputs)
     without = {"smollm3": [1, 3], "cohere2": [1], "llama": []}[family.model_type]
     assert [index for index, has_position in turned.items() if not has_position] == without
+
+
+@pytest.mark.parametrize("family", ["cohere", "llama"], indirect=True)
+def test_q_and_k_are_turned_as_the_teacher_turns_them(adapter: TransformersAdapter) -> None:
+    """Neighbours in Cohere, halves in Llama: what sees all through its window is the teacher."""
+    inner = {"type": "feature_map", "conv_width": 0}
+    wide, narrow = (
+        make_student(adapter, "all", "swa_linear", combine="joint", window=window, linear=inner) for window in (64, 4)
+    )
+    batch = adapter.batch(wide.conversations)
+    valid_BT = batch.inputs["attention_mask"].bool()
+    teacher = adapter.load(dtype=torch.float32, device="cpu")
+    with torch.no_grad():
+        wanted, found, other = (model(**batch.inputs).logits for model in (teacher, wide.model, narrow.model))
+    # fp32 sums of the same products in another order.
+    torch.testing.assert_close(found[valid_BT], wanted[valid_BT], atol=1e-4, rtol=1e-4)
+    assert other[valid_BT].isfinite().all()
+    assert not torch.allclose(other[valid_BT], wanted[valid_BT], atol=1e-2)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from linearize.components import ResolvedComponent, read_options
 from linearize.errors import LinearizeError, RecipeError
 from linearize.plugins import Plugins
-from linearize.recipe.model import Component, Recipe, Stage
+from linearize.recipe.model import Component, Recipe, Stage, StudentTable
 from linearize.recipe.problems import describe_validation
 from linearize.recipe.toml import Table, apply_override, merge_named, read_tables
 from linearize.specs import (
@@ -183,14 +183,13 @@ def _check_core_tables(draft: Draft) -> None:
 
 
 def _component_tables(tables: Table) -> Iterator[tuple[str, Table, type[Spec]]]:
+    student = tables.get("student", {})
+    if isinstance(student, dict):
+        tables = {**tables, "student": StudentTable.with_default_components(student)}
     for path, kind in COMPONENT_TABLES.items():
         table: Any = tables
         for key in path.split("."):
             table = table.get(key) if isinstance(table, dict) else None
-        if table is None and path == "student.layout":
-            table = {"type": "all"}
-        if table is None and path == "student.seeder":
-            table = {"type": "mimic"}
         if isinstance(table, dict) and path != "schedule":
             yield path, table, kind
     yield from _listed_components(tables.get("stages"), "stages", "objective", ObjectiveSpec)

@@ -44,6 +44,12 @@ def test_the_resolved_recipe_writes_defaults_out(tables: dict[str, Any], plugins
     assert resolved["stages"][0]["objective"]["space"] == "heads"
 
 
+def test_a_component_without_a_type_changes_the_default_one(tables: dict[str, Any], plugins: Plugins) -> None:
+    tables["student"]["seeder"] = {"stile": "scratch"}
+    (problem,) = problems(tables, plugins)
+    assert problem.startswith("student.seeder.stile: unknown key")
+
+
 def test_problems_of_core_and_plugins_come_all_at_once_by_path(tables: dict[str, Any], plugins: Plugins) -> None:
     tables["stages"][0]["steps"] = 0
     tables["stages"][1]["stpes"] = 5

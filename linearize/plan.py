@@ -202,12 +202,14 @@ def _plan_stages(draft: Draft, num_sites: int, linear: Sequence[int], mixer: Any
     plans = []
     for number, stage in sorted(draft.stages.items()):
         objective = draft.components.get(f"stages.{number}.objective")
-        with _problem_at(draft, f"stages.{number} ({stage.name}).train"):
+        if stage.sites == "all" and objective is not None and not objective.spec.builder().is_layerwise:
+            draft.tell(
+                f"stages.{number}.sites",
+                "'all' is for layer objectives; an objective on the whole student trains the sites that run; "
+                "set sites = 'layout'",
+            )
+        with _problem_at(draft, f"stages.{number}.train"):
             trained = select_parameters(roles, stage.train, stage.freeze)
-            if stage.sites == "all" and objective is not None and not objective.spec.builder().is_layerwise:
-                raise ValueError(
-                    "sites = 'all' is for layer objectives; an objective on the whole student trains the sites that run"
-                )
             indices = tuple(range(num_sites)) if stage.sites == "all" else tuple(linear)
             num_trained = len(indices) * sum(sizes[name] for name in trained)
             plans.append(StagePlan(stage, stage.objective.type, indices, tuple(trained), num_trained))
@@ -219,4 +221,4 @@ def _problem_at(draft: Draft, path: str) -> Any:
     try:
         yield
     except (LinearizeError, ValueError) as error:
-        draft.problems.append(f"{path}: {error}")
+        draft.tell(path, error)

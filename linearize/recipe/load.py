@@ -16,7 +16,7 @@ from linearize.components import ResolvedComponent, read_options
 from linearize.errors import LinearizeError, RecipeError
 from linearize.plugins import Plugins
 from linearize.recipe.model import Component, Recipe, Stage, StudentTable
-from linearize.recipe.problems import describe_validation
+from linearize.recipe.problems import describe_validation, told_path
 from linearize.recipe.toml import Table, apply_override, merge_named, read_tables
 from linearize.specs import (
     BenchmarkSpec,
@@ -50,6 +50,11 @@ class Draft:
     components: dict[str, ResolvedComponent] = field(default_factory=dict)
     stages: dict[int, Stage] = field(default_factory=dict)
     recipe: Recipe | None = None
+
+    def tell(self, path: str, text: object) -> None:
+        """Adds a problem with what is at ``path``; a text that begins with a key below it says that path itself."""
+        told = told_path(path, self.tables)
+        self.problems.append(str(text) if str(text).startswith(f"{told}.") else f"{told}: {text}")
 
     def raise_problems(self) -> None:
         """Raises RecipeError when there is any problem."""
@@ -91,9 +96,7 @@ def draft_recipe(source: Path | str | Mapping[str, Any], overrides: Sequence[str
     name, tables = read_source(source)
     draft = Draft(name, tables)
     if tables.pop("compare", None) is not None:
-        draft.problems.append(
-            "compare: describes many runs; `linearize compare` runs them, and this takes a single one"
-        )
+        draft.tell("compare", "describes many runs; `linearize compare` runs them, and this takes a single one")
     for override in filter(_is_of_schedule, overrides):
         apply_override(tables, override)
     _expand_schedule(draft, plugins)
@@ -163,7 +166,7 @@ def _expand_schedule(draft: Draft, plugins: Plugins) -> None:
     try:
         draft.tables["stages"] = merge_named(resolved.build().stages(), own)
     except (KeyError, TypeError, AttributeError):
-        draft.problems.append("stages: a list of tables with a `name` each was due, to overlay the schedule's stages")
+        draft.tell("stages", "a list of tables with a `name` each was due, to overlay the schedule's stages")
 
 
 def _check_core_tables(draft: Draft) -> None:
@@ -171,7 +174,7 @@ def _check_core_tables(draft: Draft) -> None:
         draft.recipe = Recipe.model_validate(draft.tables)
     except ValidationError as error:
         failed_schedule = "schedule" in draft.tables and "schedule" not in draft.components
-        for problem in describe_validation(error, Recipe):
+        for problem in describe_validation(error, Recipe, tables=draft.tables):
             if not (failed_schedule and problem.startswith("stages")):
                 draft.problems.append(problem)
     stages = draft.tables.get("stages")
@@ -212,19 +215,19 @@ def _resolve_component(
 ) -> ResolvedComponent | None:
     if not isinstance(table.get("type"), str):
         if kind is ScheduleSpec:
-            draft.problems.append(f"{path}.type: is required")
+            draft.tell(f"{path}.type", "is required")
         return None  # for other tables the recipe's own validation has said it
     try:
         component = Component.model_validate(table)
         spec = plugins.registry.get(kind, component.type, plugins.failures_hint())
         model = spec.config_class()
     except LinearizeError as error:
-        draft.problems.append(f"{path}.type: {error}")
+        draft.tell(f"{path}.type", error)
         return None
     try:
         return ResolvedComponent(spec, read_options(model, component.options(), plugins))
     except ValidationError as error:
-        draft.problems.extend(describe_validation(error, model, path))
+        draft.problems.extend(describe_validation(error, model, path, draft.tables))
         return None
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from linearize.errors import RecipeError, did_you_mean
+from linearize.recipe.problems import entry_name
 
 Table = dict[str, Any]
 
@@ -107,13 +108,13 @@ def _enter(target: Any, key: str, path: str, override: str) -> Any:
 
 
 def _position(items: list[Any], key: str, path: str, override: str) -> int:
-    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    names = [entry_name(item) or str(number) for number, item in enumerate(items)]
     if key in names:
         return names.index(key)
     if key.isdigit() and int(key) < len(items):
         return int(key)
-    known = ", ".join(f"{number} ({name})" if name else str(number) for number, name in enumerate(names))
-    raise RecipeError(f"--set {override}", [f"{path}: there is no entry '{key}'; there are: {known or 'none'}"])
+    near, known = did_you_mean(key, names), ", ".join(names) or "none"
+    raise RecipeError(f"--set {override}", [f"{path}: there is no entry '{key}'.{near} There are: {known}"])
 
 
 def _parse_value(text: str) -> Any:

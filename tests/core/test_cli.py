@@ -79,7 +79,7 @@ def test_a_wrong_recipe_is_told_on_stderr_with_status_1_and_no_traceback(recipe:
     done = shell("check", str(recipe), "--set", "stages.0.stpes=1", "--set", "data.type=glanze", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(
-        f"{recipe} has problems:\n  - stages.0.stpes: unknown key; got 1. Did you mean 'steps'?"
+        f"{recipe} has problems:\n  - stages.align.stpes: unknown key; got 1. Did you mean 'steps'?"
     )
     assert "data.type: unknown data 'glanze'. Did you mean 'glance'?" in done.stderr
     assert "Traceback" not in done.stderr
@@ -88,7 +88,7 @@ def test_a_wrong_recipe_is_told_on_stderr_with_status_1_and_no_traceback(recipe:
 def test_run_refuses_a_wrong_recipe_before_it_makes_a_folder(recipe: Path, tmp_path: Path) -> None:
     done = shell("run", str(recipe), "--set", "stages.0.steps=0", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "stages.0.steps: Input should be greater than 0; got 0" in done.stderr
+    assert "stages.align.steps: Input should be greater than 0; got 0" in done.stderr
     assert not (tmp_path / "runs").exists()
 
 

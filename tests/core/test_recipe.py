@@ -59,8 +59,8 @@ def test_problems_of_core_and_plugins_come_all_at_once_by_path(tables: dict[str,
     tables["data"]["tasks"] = {"nothing": 1.0}
     found = problems(tables, plugins)
     expected = (
-        "stages.0.steps: Input should be greater than 0; got 0",
-        "stages.1.stpes: unknown key; got 5. Did you mean 'steps'? Known: name, objective,",
+        "stages.align.steps: Input should be greater than 0; got 0",
+        "stages.distill.stpes: unknown key; got 5. Did you mean 'steps'? Known: name, objective,",
         "student.mixer.conv_widht: unknown key; got 4. Did you mean 'conv_width'? Known: ",
         "student.mixer.chunk_size: Input should be a valid integer, unable to parse string as an integer; got 'many'",
         "teacher.type: unknown teacher 'hovel'. Did you mean 'hovle'? Installed: ",
@@ -91,7 +91,7 @@ def test_two_stages_of_one_name_are_refused(tables: dict[str, Any], plugins: Plu
 def test_warmup_and_decay_longer_than_the_stage_are_refused(tables: dict[str, Any], plugins: Plugins) -> None:
     tables["stages"][0]["lr_schedule"] = {"warmup": 0.7, "decay": 0.6}
     assert problems(tables, plugins)[0].startswith(
-        "stages.0.lr_schedule: warmup 0.7 and decay 0.6 add up to more than 1"
+        "stages.align.lr_schedule: warmup 0.7 and decay 0.6 add up to more than 1"
     )
 
 
@@ -175,7 +175,7 @@ def test_an_override_sets_a_typed_value(
     ("override", "message"),
     [
         ("run.seed", r"--set run.seed has problems:\n  - path.to.key=value was due"),
-        ("stages.5.steps=1", r"stages.5: there is no entry '5'; there are: 0 \(align\), 1 \(distill\)"),
+        ("stages.5.steps=1", r"stages.5: there is no entry '5'\. There are: align, distill"),
         ("run.name.first=1", r"run.name: holds 'tiny', which is no table to set a key in"),
         ("=3", r"path.to.key=value was due"),
     ],

@@ -162,7 +162,7 @@ def _open(config: HubDatasetConfig) -> Any:
         if not folder.exists():
             reason = f"there is no such folder in {Path.cwd()}, so it was taken for a hub id, and {reason}"
         raise DataError(
-            f"data.path = '{config.path}' could not be opened as split '{config.split}': {reason}. It takes a "
+            f"data.path: '{config.path}' could not be opened as split '{config.split}': {reason}. It takes a "
             "dataset's hub id, a folder that save_to_disk wrote or one of Parquet files; a private one needs a token "
             "(`hf auth login`)"
         ) from error
@@ -199,7 +199,7 @@ def _named(config: HubDatasetConfig, columns: list[str], option: str) -> str:
     name = getattr(config, option)
     if name in columns:
         return str(name)
-    raise DataError(f"data.{option} = '{name}': there is no such column; {config.path} has {', '.join(columns)}")
+    raise DataError(f"data.{option}: there is no column '{name}'. {config.path} has {', '.join(columns)}")
 
 
 def _messages(entry: Any) -> list[Any]:

@@ -14,7 +14,7 @@ from transformers import LlamaConfig
 
 import linearize_hovle.registration  # noqa: F401  a teacher that was asked for should be known to the Auto classes
 from linearize.data.conversation import Conversation
-from linearize.errors import CheckpointError
+from linearize.errors import CheckpointError, did_you_mean, did_you_mean_path
 from linearize.protocols import AttentionSite, AttentionWeights, Batch
 from linearize_hovle.batching import encode_conversation, make_batch
 from linearize_hovle.checkpoint import load_model, model_from_tensors, published_state, read_config
@@ -61,9 +61,10 @@ class HovleAdapter:
         if folder.is_dir():
             return folder
         if folder.is_absolute() or self.checkpoint.startswith((".", "~")) or self.checkpoint.count("/") != 1:
+            near = did_you_mean(self.checkpoint, ["embedded"]) or did_you_mean_path(self.checkpoint)
             raise CheckpointError(
-                f"teacher.checkpoint is '{self.checkpoint}', but there is no such folder; give 'embedded', a folder "
-                "with a HoVLE's config.json, or a hub id such as 'OpenGVLab/HoVLE'"
+                f"teacher.checkpoint: there is no folder '{self.checkpoint}'.{near} Give 'embedded', a folder with a "
+                "HoVLE's config.json, or a hub id such as 'OpenGVLab/HoVLE'"
             )
         try:
             return Path(snapshot_download(self.checkpoint, allow_patterns=list(files)))

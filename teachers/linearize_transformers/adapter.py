@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, GenerationConfig
 
 from linearize.data.conversation import Conversation
-from linearize.errors import CheckpointError
+from linearize.errors import CheckpointError, did_you_mean_path
 from linearize.protocols import AttentionSite, AttentionWeights, Batch
 from linearize_transformers.batching import Batcher
 from linearize_transformers.config import TransformersTeacherConfig
@@ -177,8 +177,8 @@ class TransformersAdapter:
             return str(folder)
         if folder.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1:
             raise CheckpointError(
-                f"teacher.checkpoint is '{checkpoint}', but there is no such folder; give a folder with a config.json, "
-                "or a hub id such as 'HuggingFaceTB/SmolVLM-256M-Instruct'"
+                f"teacher.checkpoint: there is no folder '{checkpoint}'.{did_you_mean_path(checkpoint)} Give a folder "
+                "with a config.json, or a hub id such as 'HuggingFaceTB/SmolVLM-256M-Instruct'"
             )
         return checkpoint
 

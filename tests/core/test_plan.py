@@ -99,7 +99,7 @@ def test_a_teacher_folder_that_cannot_be_read_is_a_problem_among_others(
     tables["stages"][0]["lr"] = -1.0
     found = problems(tables, plugins)
     assert [problem.partition(":")[0] for problem in found] == ["stages.align.lr", "teacher.checkpoint"]
-    assert f"teacher.checkpoint is '{tmp_path / 'nowhere'}', but there is no such folder" in found[1]
+    assert f"there is no folder '{tmp_path / 'nowhere'}'." in found[1]
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", '{"model_type": "llama"}'])

@@ -159,10 +159,10 @@ def test_too_little_memory_stops_the_run_instead_of_being_skipped(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"conversations": "talk"}, r"data.conversations = 'talk': there is no such column; .* has id, text"),
+        ({"conversations": "talk"}, r"^data.conversations: there is no column 'talk'. .* has id, text"),
         ({}, r"has no column 'conversations' or 'messages' or 'texts'; it has id, text. Name the one"),
-        ({"question": "text", "answer": "said"}, "data.answer = 'said': there is no such column; .* has id, text"),
-        ({"question": "text", "answer": "id", "image": "picture"}, "data.image = 'picture': there is no such column"),
+        ({"question": "text", "answer": "said"}, "^data.answer: there is no column 'said'. .* has id, text"),
+        ({"question": "text", "answer": "id", "image": "picture"}, "^data.image: there is no column 'picture'"),
     ],
 )
 def test_a_missing_column_is_told_with_those_that_are_there(

@@ -176,7 +176,7 @@ def test_a_teacher_folder_that_is_not_there_is_told_before_anything_is_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     text = _refused(demo.arguments({"teacher.checkpoint": "./nowhere"}))
-    assert re.search(r"^  - teacher: teacher\.checkpoint is './nowhere', but there is no such folder", text, re.M), text
+    assert re.search(r"^  - teacher\.checkpoint: there is no folder './nowhere'\. Give", text, re.M), text
     assert not (tmp_path / "runs").exists()
 
 

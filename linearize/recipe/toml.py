@@ -11,6 +11,7 @@ from typing import Any
 
 from linearize.errors import RecipeError, did_you_mean
 from linearize.recipe.problems import entry_name
+from linearize.recipe.toml_fault import describe_fault
 
 Table = dict[str, Any]
 
@@ -26,14 +27,16 @@ def read_tables(path: Path, _children: tuple[Path, ...] = ()) -> Table:
         chain = " -> ".join(child.name for child in (*_children, path))
         raise RecipeError(path.name, [f"extends: files extend each other in a circle ({chain})"])
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = did_you_mean(path.name, [other.name for other in path.parent.glob("*.toml")])
         raise RecipeError(path.name, [f"there is no such file in {path.parent}.{near}"]) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(path.name, [f"cannot be read: {error}"]) from error
+    try:
+        tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise RecipeError(path.name, [f"is not valid TOML: {error}"]) from error
+        raise RecipeError(path.name, [describe_fault(text, error)]) from error
     parent = tables.pop("extends", None)
     if parent is None:
         return tables

@@ -144,6 +144,27 @@ def test_a_file_that_is_no_toml_or_no_text_is_refused(write: Write, tmp_path: Pa
         read_tables(tmp_path / "binary.toml")
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            '[run]\nnumbers = [1, "]", # ]\n[data]\ntype = "x"\n',
+            ' at line 3, column 2: `[data]`. The [ of line 2 is not closed: `numbers = [1, "]", # ]`',
+        ),
+        ("a = [1]\nb = [1, [2],\n\n", " at the end of the file, line 3. The [ of line 2 is not closed: `b = [1, [2],`"),
+        ("a = 1\nb = { c = 1", " at the end of the file, line 2: `b = { c = 1`"),
+        ('a = """x\n[b]\n', ' at the end of the file, line 2: `[b]`. The """ of line 1 is not closed: `a = """x`'),
+        ("[run]\nname tiny", " at line 2, column 6: `name tiny`"),
+    ],
+)
+def test_what_was_left_open_in_a_file_is_told_with_its_line(write: Write, text: str, told: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        read_tables(write("bad.toml", text))
+    (problem,) = caught.value.problems
+    assert problem.startswith("is not valid TOML: ")
+    assert problem.endswith(told)
+
+
 def test_merging_replaces_a_table_whose_type_changes() -> None:
     base = {"mixer": {"type": "mamba2", "conv_width": 4}, "keep": 1}
     assert merge(base, {"mixer": {"type": "gla"}}) == {"mixer": {"type": "gla"}, "keep": 1}

@@ -213,10 +213,12 @@ def test_a_dry_run_lists_the_cells_and_runs_nothing(
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "compare.toml"
     path.write_text(tomli_w.dumps(tables(vary={"student": {"layout": LAYOUTS}})), encoding="utf-8")
+    one = CliRunner().invoke(app, ["compare", str(path), "--dry-run", "--mixer", "gla", "--set", "compare.vary={}"])
+    assert "1 cell, run with 1 seed, in runs/tiny-compare" in one.stdout
     result = CliRunner().invoke(app, ["compare", str(path), "--dry-run", "--seeds", "2"])
     assert result.exit_code == 0
     assert "every-keep-2" in result.stdout
-    assert "2 cells in 2 seeds, in runs/tiny-compare" in result.stdout
+    assert "2 cells, run with 2 seeds, in runs/tiny-compare" in result.stdout
     assert not (tmp_path / "runs").exists()
 
 

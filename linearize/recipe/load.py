@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,12 +44,17 @@ COMPONENT_TABLES: Mapping[str, type[Spec]] = {
 
 @dataclass(slots=True)
 class Draft:
-    """What is known of a recipe before its problems are raised; parts that are wrong are missing."""
+    """What is known of a recipe before its problems are raised; parts that are wrong are missing.
+
+    Attributes:
+        spared: components with wrong options, as they are without these; to find further problems by.
+    """
 
     name: str
     tables: Table
     problems: list[str] = field(default_factory=list)
     components: dict[str, ResolvedComponent] = field(default_factory=dict)
+    spared: dict[str, ResolvedComponent] = field(default_factory=dict)
     stages: dict[int, Stage] = field(default_factory=dict)
     recipe: Recipe | None = None
 
@@ -55,6 +62,14 @@ class Draft:
         """Adds a problem with what is at ``path``; a text that begins with a key below it says that path itself."""
         told = told_path(path, self.tables)
         self.problems.append(str(text) if str(text).startswith(f"{told}.") else f"{told}: {text}")
+
+    @contextlib.contextmanager
+    def telling(self, path: str) -> Iterator[None]:
+        """Makes what a component refuses a problem with what is at ``path``."""
+        try:
+            yield
+        except (LinearizeError, ValueError) as error:
+            self.tell(path, error)
 
     def raise_problems(self) -> None:
         """Raises RecipeError when there is any problem."""
@@ -91,18 +106,15 @@ def draft_recipe(source: Path | str | Mapping[str, Any], overrides: Sequence[str
         overrides: "path.to.key=value" items, applied in order; those of `schedule` before its stages are made.
 
     Raises:
-        RecipeError: the file cannot be read or an override does not apply.
+        RecipeError: the file cannot be read.
     """
     name, tables = read_source(source)
     draft = Draft(name, tables)
     if tables.pop("compare", None) is not None:
         draft.tell("compare", "describes many runs; `linearize compare` runs them, and this takes a single one")
-    for override in filter(_is_of_schedule, overrides):
-        apply_override(tables, override)
+    _override(draft, filter(_is_of_schedule, overrides))
     _expand_schedule(draft, plugins)
-    for override in overrides:
-        if not _is_of_schedule(override):
-            apply_override(tables, override)
+    _override(draft, itertools.filterfalse(_is_of_schedule, overrides))
     _check_core_tables(draft)
     for path, table, kind in _component_tables(draft.tables):
         resolved = _resolve_component(draft, path, table, kind, plugins)
@@ -146,6 +158,14 @@ def fingerprint(value: Any) -> str:
     """A short hash of JSON-able data, equal on every machine."""
     canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def _override(draft: Draft, overrides: Iterable[str]) -> None:
+    for override in overrides:
+        try:
+            apply_override(draft.tables, override)
+        except RecipeError as error:
+            draft.problems.extend(error.problems)
 
 
 def _is_of_schedule(override: str) -> bool:
@@ -228,6 +248,10 @@ def _resolve_component(
         return ResolvedComponent(spec, read_options(model, component.options(), plugins))
     except ValidationError as error:
         draft.problems.extend(describe_validation(error, model, path, draft.tables))
+        wrong = {item["loc"][0] for item in error.errors() if item["loc"]}
+        right = {key: value for key, value in component.options().items() if key not in wrong}
+        with contextlib.suppress(ValidationError):
+            draft.spared[path] = ResolvedComponent(spec, read_options(model, right, plugins))
         return None
 
 

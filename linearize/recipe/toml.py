@@ -87,7 +87,9 @@ def apply_override(tables: Table, override: str) -> None:
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
-        raise RecipeError(f"--set {override}", ["path.to.key=value was due, such as student.mixer.type=gla"])
+        raise RecipeError(
+            f"--set {override}", [f"--set {override}: path.to.key=value was due, such as student.mixer.type=gla"]
+        )
     target: Any = tables
     for depth, key in enumerate(keys[:-1]):
         target = _enter(target, key, ".".join(keys[: depth + 1]), override)

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from linearize.errors import RecipeError
-from linearize.plan import Plan, check_draft, select_parameters
+from linearize.plan import Plan, check_draft
 from linearize.plugins import Plugins
 from linearize.recipe.load import draft_recipe
+from linearize.stage_roles import select_parameters
 
 ROLES = {"a.weight": {"new", "gate"}, "b.weight": {"new", "norm"}, "q.weight": {"qkv"}}
 
@@ -70,7 +71,27 @@ def test_a_layout_that_leaves_nothing_linear_is_refused(tables: dict[str, Any], 
 
 def test_a_stage_with_an_unknown_role_is_told_the_roles_there_are(tables: dict[str, Any], plugins: Plugins) -> None:
     (problem,) = problems(tables, plugins, 'stages.align.train=["nwe"]')
-    assert problem.startswith("stages.align.train: no parameter of the mixer has the role 'nwe'; there are: conv, ")
+    assert problem.startswith(
+        "stages.align.train: no parameter of the mixer has the role 'nwe'. Did you mean 'new'? There are: conv, "
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "other"),
+    [
+        ("stages.align.stpes=1", "stages.align.stpes: unknown key"),
+        ("student.mixer.conv_widht=3", "student.mixer.conv_widht: unknown key"),
+        ("teacher.checkpoint=./nowhere", "teacher.checkpoint: there is no folder"),
+    ],
+)
+def test_an_unknown_role_is_told_beside_what_else_is_wrong(
+    tables: dict[str, Any], plugins: Plugins, override: str, other: str
+) -> None:
+    found = sorted(problems(tables, plugins, 'stages.align.train=["nwe"]', override))
+    assert len(found) == 2
+    assert any(problem.startswith(other) for problem in found)
+    (role,) = (problem for problem in found if problem.startswith("stages.align.train: no parameter of the mixer"))
+    assert ("as far as the other problems let it be seen" in role) == (not override.startswith("stages"))
 
 
 def test_a_stage_that_trains_nothing_is_refused(tables: dict[str, Any], plugins: Plugins) -> None:
@@ -129,7 +150,7 @@ def test_parameters_are_chosen_by_role_and_taken_out_by_role() -> None:
     assert select_parameters(ROLES, ["new"], []) == ["a.weight", "b.weight"]
     assert select_parameters(ROLES, ["new", "qkv"], ["norm"]) == ["a.weight", "q.weight"]
     with pytest.raises(
-        ValueError, match=r"no parameter of the mixer has the role 'decay'; there are: gate, new, norm, qkv"
+        ValueError, match=r"no parameter of the mixer has the role 'decay'\. There are: gate, new, norm, qkv"
     ):
         select_parameters(ROLES, ["new"], ["decay"])
 

@@ -195,7 +195,7 @@ def test_an_override_sets_a_typed_value(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("run.seed", r"--set run.seed has problems:\n  - path.to.key=value was due"),
+        ("run.seed", r"--set run.seed has problems:\n  - --set run.seed: path.to.key=value was due"),
         ("stages.5.steps=1", r"stages.5: there is no entry '5'\. There are: align, distill"),
         ("run.name.first=1", r"run.name: holds 'tiny', which is no table to set a key in"),
         ("=3", r"path.to.key=value was due"),
@@ -204,6 +204,13 @@ def test_an_override_sets_a_typed_value(
 def test_an_override_that_does_not_apply_says_why(tables: dict[str, Any], override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         apply_override(tables, override)
+
+
+def test_overrides_that_do_not_apply_come_with_the_other_problems(tables: dict[str, Any], plugins: Plugins) -> None:
+    found = problems(tables, plugins, "stages.distil.steps=5", "run.seeed=3", "run.seed")
+    assert found[0].startswith("stages.distil: there is no entry 'distil'. Did you mean 'distill'? There are: align, ")
+    assert found[1].startswith("--set run.seed: path.to.key=value was due")
+    assert found[2].startswith("run.seeed: unknown key")
 
 
 def test_a_schedule_makes_stages_that_the_recipe_overlays_and_overrides_reach(

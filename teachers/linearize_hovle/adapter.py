@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 import linearize_hovle.registration  # noqa: F401  a teacher that was asked for should be known to the Auto classes
+from linearize import hub
 from linearize.data.conversation import Conversation
 from linearize.errors import CheckpointError, did_you_mean, did_you_mean_path
 from linearize.protocols import AttentionSite, AttentionWeights, Batch
@@ -66,13 +67,15 @@ class HovleAdapter:
                 f"teacher.checkpoint: there is no folder '{self.checkpoint}'.{near} Give 'embedded', a folder with a "
                 "HoVLE's config.json, or a hub id such as 'OpenGVLab/HoVLE'"
             )
-        try:
-            return Path(snapshot_download(self.checkpoint, allow_patterns=list(files)))
-        except Exception as error:
-            raise CheckpointError(
-                f"teacher.checkpoint is '{self.checkpoint}', which is no folder here, and fetching it from the hub "
-                f"failed: {type(error).__name__}: {error}"
-            ) from error
+        with hub.asked_once(self.checkpoint) as obstacle:
+            try:
+                return Path(snapshot_download(self.checkpoint, allow_patterns=list(files)))
+            except Exception as error:
+                near = did_you_mean_path(self.checkpoint)
+                raise CheckpointError(
+                    f"teacher.checkpoint: '{self.checkpoint}' is no folder here.{near} As a hub id it cannot be "
+                    f"fetched: {hub.failure(error, obstacle)}"
+                ) from error
 
     def sites(self) -> list[AttentionSite]:
         """Every attention, the embedding tower's first; from config.json alone."""

@@ -197,11 +197,11 @@ def test_turns_from_half_a_pair_or_from_two_places_are_refused_before_anything_i
 
 def test_a_folder_that_is_not_there_is_told_beside_what_the_hub_says(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: Any, **__: Any) -> None:
-        raise ConnectionError("the hub was not reached")
+        raise ValueError("no such dataset")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(
-        DataError, match=r"no such folder in /.*, so it was taken for a hub id, and the hub was not reach"
+        DataError, match=r"no such folder in /.*\. As a hub id it cannot be read: ValueError: no such dataset"
     ):
         open_source(Path("pictures/nowhere"))
 

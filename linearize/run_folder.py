@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from linearize.errors import RunError
 from linearize.recipe.load import LoadedRecipe
 from linearize.recipe.problems import entry_name
+from linearize.whole_file import write_text
 
 RUNS = Path("runs")
 COMPARISON = "comparison.json"
@@ -71,9 +72,7 @@ class RunFolder:
             raise RunError(f"{self.path} holds a comparison, not a run; give this run another run.name")
         text = recipe.to_toml()
         if not self.recipe.exists():
-            partial = self.recipe.with_name(".recipe.toml.partial")
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(self.recipe)
+            write_text(self.recipe, text)
             return
         try:
             before = tomllib.loads(self.recipe.read_text(encoding="utf-8"))

@@ -12,8 +12,9 @@ from linearize.comparison import table
 from linearize.comparison.findings import ComparisonResult, DialPoint, Difference
 from linearize.comparison.noise import Estimate
 from linearize.evaluate.store import write_json
-from linearize.report.page import Chart, data_url, flat, render, write_text
+from linearize.report.page import Chart, data_url, flat, render
 from linearize.report.wording import counted
+from linearize.whole_file import write_text
 
 TEMPLATE = "page.html.j2"
 

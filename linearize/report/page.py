@@ -19,6 +19,7 @@ from linearize.report import branches, tables
 from linearize.report.records import RunRecord, StageRecord, read_run
 from linearize.report.results import build_results
 from linearize.report.wording import change, counted, duration, percent, percent_interval, quantity, short_count
+from linearize.whole_file import write_text
 
 TEMPLATE = "page.html.j2"
 STYLE_SHEET = "page.css"
@@ -215,10 +216,3 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 def data_url(content: bytes, media_type: str) -> str:
     """A resource that stands in the page itself."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file so that a reader sees the old one or the new one, never a part."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

@@ -64,9 +64,7 @@ def test_what_is_only_on_a_hub_out_of_reach_is_refused_at_once_with_what_to_do(r
     with pytest.raises(LinearizeError) as caught:
         read()
     text = str(caught.value)
-    assert (
-        "it is not in the hub's cache on this machine, and the hub cannot be asked: http://127.0.0.1:9 does" in text
-    )
+    assert "it is not in the hub's cache on this machine, and the hub cannot be asked: http://127.0.0.1:9 does" in text
     assert "HF_HUB_OFFLINE=1 reads the cache without asking" in text
     assert "\n" not in text
     assert not constants.HF_HUB_OFFLINE

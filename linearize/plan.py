@@ -144,8 +144,7 @@ def count(parameters: Any) -> int:
 def _with_tokens(plan: Plan, source: Any, adapter: TeacherAdapter) -> Plan:
     """The plan with each stage's tokens, from the mean length of a few conversations of the data."""
     size = SAMPLES_FOR_TOKENS if source.size is None else min(SAMPLES_FOR_TOKENS, source.size)
-    batch = adapter.batch([source[index] for index in range(size)])
-    per_conversation = float(batch.inputs["attention_mask"].sum()) / size
+    per_conversation = sum(adapter.num_tokens(source[index]) for index in range(size)) / size
     stages = (
         dataclasses.replace(planned, tokens=round(per_conversation * planned.stage.batch_size * planned.stage.steps))
         for planned in plan.stages

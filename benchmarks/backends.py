@@ -30,6 +30,7 @@ from backends_timing import MIXER, OPS, SSD_BACKENDS, Bench, measurements
 from linearize.environment import describe_environment
 from linearize.ops.backends import available_backends
 from linearize.ops.tuning import limit_tuning
+from linearize.whole_file import write_text
 
 
 class Journal:
@@ -52,9 +53,7 @@ class Journal:
     def save(self) -> None:
         """Writes all so far, in one step."""
         if self.out is not None:
-            part = self.out.with_name(self.out.name + ".part")
-            part.write_text(json.dumps(self.report, indent=1) + "\n", encoding="utf-8")
-            part.replace(self.out)
+            write_text(self.out, json.dumps(self.report, indent=1) + "\n")
 
 
 def compare_all(journal: Journal, backends: Sequence[str], arguments: argparse.Namespace, sizes: Sizes) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 
 class LinearizeError(Exception):
@@ -56,3 +57,19 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A suggestion such as " Did you mean 'mamba2'?", or an empty string when nothing is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def did_you_mean_path(name: str | Path) -> str:
+    """The same for a path: the nearest name that lies where its first missing part was looked for."""
+    missing, rest = Path(name), Path()
+    while missing.name and not missing.parent.expanduser().exists():
+        missing, rest = missing.parent, Path(missing.name) / rest
+    if missing.expanduser().exists():
+        return ""
+    try:
+        names = [child.name for child in missing.parent.expanduser().iterdir()]
+    except OSError:
+        return ""
+    whole = [near for near in names if (missing.with_name(near) / rest).expanduser().exists()]
+    near = difflib.get_close_matches(missing.name, whole or names, n=1, cutoff=0.6)
+    return f" Did you mean '{missing.with_name(near[0]) / (rest if whole else '')}'?" if near else ""

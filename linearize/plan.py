@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from linearize.errors import LinearizeError
 from linearize.protocols import AttentionSite, TeacherAdapter
 from linearize.recipe.load import Draft, LoadedRecipe, finish_draft
 from linearize.recipe.model import Stage
+from linearize.stage_roles import asked_roles, check_roles_of_stand_in, select_parameters
 
 if TYPE_CHECKING:
     from torch import nn
@@ -84,18 +83,22 @@ def check_draft(draft: Draft) -> CheckedRecipe:
     mixer: nn.Module | None = None
     sites: Sequence[AttentionSite] = ()
     if adapter is not None:
-        with _problem_at(draft, "teacher"):
+        with draft.telling("teacher"):
             sites = adapter.sites()
     if sites and "student.mixer" in draft.components:
-        with _problem_at(draft, "student.mixer"):
+        with draft.telling("student.mixer"):
             mixer = meta_mixer(draft, sites[0])
     linear = _linear_sites(draft, len(sites)) if sites else ()
-    stages = _plan_stages(draft, len(sites), linear, mixer) if mixer is not None else []
+    stages: list[StagePlan] = []
+    if mixer is not None:
+        stages = _plan_stages(draft, len(sites), linear, mixer)
+    else:
+        check_roles_of_stand_in(draft, sites[0] if sites else None)
     for path in ("data", *(p for p in draft.components if p.startswith("evaluate."))):
         _build(draft, path)
     state = 0
     if mixer is not None:
-        with _problem_at(draft, "student.mixer"):
+        with draft.telling("student.mixer"):
             state = state_bytes(mixer, sites[0], _device(draft)) * len(linear)
     recipe = finish_draft(draft)
     assert adapter is not None
@@ -133,23 +136,6 @@ def state_bytes(mixer: nn.Module, site: AttentionSite, device: str) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
 
 
-def select_parameters(roles: Mapping[str, Collection[str]], train: Sequence[str], freeze: Sequence[str]) -> list[str]:
-    """Names of the parameters that have a role in ``train`` and none in ``freeze``.
-
-    Raises:
-        ValueError: a role that no parameter has, or a selection that is empty; names the roles there are.
-    """
-    known = sorted({role for of_parameter in roles.values() for role in of_parameter})
-    unknown = [role for role in (*train, *freeze) if role not in known]
-    if unknown:
-        asked = ", ".join(map(repr, unknown))
-        raise ValueError(f"no parameter of the mixer has the role {asked}; there are: {', '.join(known)}")
-    chosen = [name for name, own in roles.items() if set(own) & set(train) and not set(own) & set(freeze)]
-    if not chosen:
-        raise ValueError(f"trains nothing: train = {list(train)} without freeze = {list(freeze)} leaves no parameter")
-    return chosen
-
-
 def count(parameters: Any) -> int:
     """How many numbers the parameters hold."""
     return sum(parameter.numel() for parameter in parameters)
@@ -158,8 +144,7 @@ def count(parameters: Any) -> int:
 def _with_tokens(plan: Plan, source: Any, adapter: TeacherAdapter) -> Plan:
     """The plan with each stage's tokens, from the mean length of a few conversations of the data."""
     size = SAMPLES_FOR_TOKENS if source.size is None else min(SAMPLES_FOR_TOKENS, source.size)
-    batch = adapter.batch([source[index] for index in range(size)])
-    per_conversation = float(batch.inputs["attention_mask"].sum()) / size
+    per_conversation = sum(adapter.num_tokens(source[index]) for index in range(size)) / size
     stages = (
         dataclasses.replace(planned, tokens=round(per_conversation * planned.stage.batch_size * planned.stage.steps))
         for planned in plan.stages
@@ -179,7 +164,7 @@ def _build(draft: Draft, path: str) -> Any:
     component = draft.components.get(path)
     if component is None:
         return None
-    with _problem_at(draft, path):
+    with draft.telling(path):
         return component.build()
     return None
 
@@ -188,7 +173,7 @@ def _linear_sites(draft: Draft, num_sites: int) -> Sequence[int]:
     layout = _build(draft, "student.layout")
     if layout is None:
         return ()
-    with _problem_at(draft, "student.layout"):
+    with draft.telling("student.layout"):
         linear: Sequence[int] = layout.linear_sites(num_sites)
         if not linear:
             raise ValueError(f"leaves no site linear; the teacher has {num_sites} sites 0..{num_sites - 1}")
@@ -200,23 +185,20 @@ def _plan_stages(draft: Draft, num_sites: int, linear: Sequence[int], mixer: Any
     roles = mixer.roles()
     sizes = {name: parameter.numel() for name, parameter in mixer.named_parameters()}
     plans = []
-    for number, stage in sorted(draft.stages.items()):
-        objective = draft.components.get(f"stages.{number}.objective")
-        with _problem_at(draft, f"stages.{number} ({stage.name}).train"):
-            trained = select_parameters(roles, stage.train, stage.freeze)
-            if stage.sites == "all" and objective is not None and not objective.spec.builder().is_layerwise:
-                raise ValueError(
-                    "sites = 'all' is for layer objectives; an objective on the whole student trains the sites that run"
-                )
-            indices = tuple(range(num_sites)) if stage.sites == "all" else tuple(linear)
-            num_trained = len(indices) * sum(sizes[name] for name in trained)
-            plans.append(StagePlan(stage, stage.objective.type, indices, tuple(trained), num_trained))
+    for number, train, freeze in asked_roles(draft):
+        trained: list[str] = []
+        with draft.telling(f"stages.{number}.train"):
+            trained = select_parameters(roles, train, freeze)
+        stage, objective = draft.stages.get(number), draft.components.get(f"stages.{number}.objective")
+        if stage is None:
+            continue
+        if stage.sites == "all" and objective is not None and not objective.spec.builder().is_layerwise:
+            draft.tell(
+                f"stages.{number}.sites",
+                "'all' is for layer objectives; an objective on the whole student trains the sites that run; "
+                "set sites = 'layout'",
+            )
+        indices = tuple(range(num_sites)) if stage.sites == "all" else tuple(linear)
+        num_trained = len(indices) * sum(sizes[name] for name in trained)
+        plans.append(StagePlan(stage, stage.objective.type, indices, tuple(trained), num_trained))
     return plans
-
-
-@contextlib.contextmanager
-def _problem_at(draft: Draft, path: str) -> Any:
-    try:
-        yield
-    except (LinearizeError, ValueError) as error:
-        draft.problems.append(f"{path}: {error}")

@@ -16,6 +16,8 @@ from safetensors import SafetensorError
 
 from linearize.errors import RunError
 from linearize.recipe.load import LoadedRecipe
+from linearize.recipe.problems import entry_name
+from linearize.whole_file import write_text
 
 RUNS = Path("runs")
 COMPARISON = "comparison.json"
@@ -70,9 +72,7 @@ class RunFolder:
             raise RunError(f"{self.path} holds a comparison, not a run; give this run another run.name")
         text = recipe.to_toml()
         if not self.recipe.exists():
-            partial = self.recipe.with_name(".recipe.toml.partial")
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(self.recipe)
+            write_text(self.recipe, text)
             return
         try:
             before = tomllib.loads(self.recipe.read_text(encoding="utf-8"))
@@ -127,13 +127,14 @@ def is_first_process() -> bool:
 
 
 def differences(before: Any, after: Any, path: str = "") -> Iterator[str]:
-    """Every leaf in which two recipes differ, as "stages.0.steps: was 200, now 300"."""
+    """Every leaf in which two recipes differ, as "stages.distill.steps: was 200, now 300"."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key in [*before, *(key for key in after if key not in before)]:
             yield from differences(before.get(key), after.get(key), f"{path}.{key}" if path else str(key))
     elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         for number, (old, new) in enumerate(zip(before, after, strict=True)):
-            yield from differences(old, new, f"{path}.{number}")
+            name = entry_name(old) if entry_name(old) == entry_name(new) else ""
+            yield from differences(old, new, f"{path}.{name or number}")
     elif before != after:
         yield f"{path}: was {_shown(before)}, now {_shown(after)}"
 

@@ -12,7 +12,9 @@ from linearize.comparison import table
 from linearize.comparison.findings import ComparisonResult, DialPoint, Difference
 from linearize.comparison.noise import Estimate
 from linearize.evaluate.store import write_json
-from linearize.report.page import Chart, data_url, flat, render, write_text
+from linearize.report.page import Chart, data_url, flat, render
+from linearize.report.wording import counted
+from linearize.whole_file import write_text
 
 TEMPLATE = "page.html.j2"
 
@@ -81,10 +83,10 @@ def _reach(point: DialPoint) -> float:
 def _subject(result: ComparisonResult) -> str:
     counts = sorted(set(result.questions.values()))
     asked = f"{' or '.join(map(str, counts))} questions a task" if counts else ""
-    seeds = f"{result.seeds} seed{'s' if result.seeds > 1 else ''}"
     machine = result.environment.get("device", "")
     machine = result.environment.get("processor", "CPU") if machine == "cpu" else machine
-    return ", ".join(part for part in (f"{len(result.cells)} cells", seeds, asked, str(machine)) if part)
+    runs = (counted(len(result.cells), "cell"), counted(result.seeds, "seed"))
+    return ", ".join(part for part in (*runs, asked, str(machine)) if part)
 
 
 def _differing(pair: Difference) -> str:

@@ -19,7 +19,7 @@ from linearize.comparison.findings import CellFinding, ComparisonResult, Differe
 from linearize.comparison.noise import Estimate
 from linearize.plan_table import byte_size
 from linearize.recipe.toml import to_inline
-from linearize.report.wording import ABSENT, duration, percent, percent_interval, quantity, short_count
+from linearize.report.wording import ABSENT, counted, duration, percent, percent_interval, quantity, short_count
 from linearize.run_folder import RUNS
 
 AVERAGE = "average"
@@ -129,9 +129,8 @@ def plan_table(comparison: Comparison) -> RenderableType:
             cell.name, Text(shown_changes(cell.changes)), f"{len(plan.linear)} of {len(plan.sites)}",
             short_count(costs.parameters_trained), byte_size(costs.state_bytes), byte_size(costs.cache_bytes_per_token),
         )  # fmt: skip
-    seeds = comparison.options.seeds
-    runs = f"{len(comparison.cells)} cells in {seeds} seed{'s' if seeds > 1 else ''}, in {RUNS / comparison.name}"
-    return Group(table, Text(runs))
+    cells, seeds = counted(len(comparison.cells), "cell"), counted(comparison.options.seeds, "seed")
+    return Group(table, Text(f"{cells}, run with {seeds}, in {RUNS / comparison.name}"))
 
 
 def shown_changes(changes: Changes) -> str:

@@ -9,11 +9,12 @@ from typing import Any, Self
 from PIL import Image
 from pydantic import Field, model_validator
 
+from linearize import hub
 from linearize.data.bad_records import BadRecord, BadRecordError, BadRecords
 from linearize.data.conversation import IMAGE_MARK, Conversation
 from linearize.data.llava_record import parse_record
 from linearize.data.record_config import RecordConfig
-from linearize.errors import DataError
+from linearize.errors import DataError, did_you_mean_path
 
 IMAGES = ("image", "images")
 """Columns that are looked for, in this order, where the recipe names none with the images."""
@@ -149,23 +150,25 @@ def _open(config: HubDatasetConfig) -> Any:
     import datasets
 
     folder = Path(config.path)
-    try:
-        if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
-            found = datasets.load_from_disk(str(folder))
-            return _saved_split(config, found)
-        return datasets.load_dataset(config.path, config.subset, split=config.split, revision=config.revision)
-    except DataError:
-        raise
-    except Exception as error:
-        # Hub, network, scripts and file formats fail in ways of their own; all mean that there are no data.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if not folder.exists():
-            reason = f"there is no such folder in {Path.cwd()}, so it was taken for a hub id, and {reason}"
-        raise DataError(
-            f"data.path = '{config.path}' could not be opened as split '{config.split}': {reason}. It takes a "
-            "dataset's hub id, a folder that save_to_disk wrote or one of Parquet files; a private one needs a token "
-            "(`hf auth login`)"
-        ) from error
+    with hub.asked_once(config.path) as obstacle:
+        try:
+            if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
+                found = datasets.load_from_disk(str(folder))
+                return _saved_split(config, found)
+            return datasets.load_dataset(config.path, config.subset, split=config.split, revision=config.revision)
+        except DataError:
+            raise
+        except Exception as error:
+            # Hub, network, scripts and file formats fail in ways of their own; all mean that there are no data.
+            reason = hub.failure(error, obstacle).splitlines()[0]
+            if not folder.exists():
+                near = did_you_mean_path(folder)
+                reason = f"there is no such folder in {Path.cwd()}.{near} As a hub id it cannot be read: {reason}"
+            raise DataError(
+                f"data.path: '{config.path}' could not be opened as split '{config.split}': {reason}. It takes a "
+                "dataset's hub id, a folder that save_to_disk wrote or one of Parquet files; a private one needs a "
+                "token (`hf auth login`)"
+            ) from error
 
 
 def _saved_split(config: HubDatasetConfig, found: Any) -> Any:
@@ -199,7 +202,7 @@ def _named(config: HubDatasetConfig, columns: list[str], option: str) -> str:
     name = getattr(config, option)
     if name in columns:
         return str(name)
-    raise DataError(f"data.{option} = '{name}': there is no such column; {config.path} has {', '.join(columns)}")
+    raise DataError(f"data.{option}: there is no column '{name}'. {config.path} has {', '.join(columns)}")
 
 
 def _messages(entry: Any) -> list[Any]:

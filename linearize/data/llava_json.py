@@ -14,7 +14,7 @@ from linearize.data.conversation import Conversation
 from linearize.data.llava_record import LlavaRecord, parse_record
 from linearize.data.record_config import RecordConfig
 from linearize.data.record_file import Entry, read_entry, scan_entries
-from linearize.errors import DataError
+from linearize.errors import DataError, did_you_mean_path
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +49,11 @@ class LlavaJsonSource:
         self.images = config.images if config.images is not None else config.path.parent
         self.shuffle = config.shuffle
         self.num_marks_added = 0
-        if not self.images.is_dir():
-            raise DataError(f"data.images = {self.images}: there is no such folder; name the one that holds the images")
+        if config.images is not None and not self.images.is_dir():
+            near = did_you_mean_path(self.images)
+            raise DataError(
+                f"data.images: there is no folder '{self.images}'.{near} Name the one that holds the images"
+            )
         self._bad = BadRecords(str(self.path), config.max_bad)
         # Three numbers a record, whatever its text weighs: millions of records fit in a few tens of megabytes.
         self._offsets, self._lengths, self._lines = array("q"), array("q"), array("q")
@@ -102,11 +105,11 @@ class LlavaJsonSource:
             self._lengths.append(entry.length)
             self._lines.append(entry.line)
         if not self._bad.num_records:
-            raise DataError(f"data.path = {self.path} holds no record. {_FORMAT}")
+            raise DataError(f"data.path: '{self.path}' holds no record. {_FORMAT}")
         advice = f"Image names are relative to {self.images} (data.images). " if self._misses_images() else ""
         self._bad.check_limit(advice if len(self) else f"{advice}{_FORMAT} ")
         if not len(self):
-            raise DataError(f"data.path = {self.path} holds no good record.\n{self._bad.first_few()}\n{_FORMAT}")
+            raise DataError(f"data.path: '{self.path}' holds no good record.\n{self._bad.first_few()}\n{_FORMAT}")
         if len(self._bad):
             logger.warning("%s: %s and skipped\n%s", self.path, self._bad.summary(), self._bad.first_few())
 

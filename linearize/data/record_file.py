@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from linearize.errors import DataError
+from linearize.errors import DataError, did_you_mean_path
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _BOM = b"\xef\xbb\xbf"
@@ -49,7 +49,8 @@ def scan_entries(path: Path) -> Iterator[Entry]:
         else:
             yield from _scan_lines(path)
     except OSError as error:
-        raise DataError(f"data.path = {path} cannot be read: {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise DataError(f"data.path: '{path}' cannot be read: {reason}.{did_you_mean_path(path)}") from error
 
 
 def read_entry(path: Path, offset: int, length: int) -> object:

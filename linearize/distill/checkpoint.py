@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from linearize.errors import RunError
+from linearize.whole_file import write_text
 
 KEPT = 2
 PREFIX = "step-"
@@ -125,12 +126,8 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         RunError: the disk is full or not writable.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        _flush(partial)
-        partial.replace(path)
+        write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         raise RunError(
             f"cannot write {path}: {error}. Make room or fix the permissions, then type the same command again"

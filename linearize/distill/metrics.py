@@ -13,6 +13,7 @@ from typing import Any
 from linearize.distill.objectives import Measured
 from linearize.errors import RunError
 from linearize.memory import peak_memory_gib
+from linearize.whole_file import write_text
 
 FILE = "metrics.jsonl"
 
@@ -131,6 +132,4 @@ def _keep_lines(path: Path, step: int) -> None:
         if line["step"] > step:
             break
         kept.append(text)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(f"{text}\n" for text in kept), encoding="utf-8")
-    partial.replace(path)
+    write_text(path, "".join(f"{text}\n" for text in kept))

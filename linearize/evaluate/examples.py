@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from linearize.evaluate.store import file_name
+from linearize.whole_file import written_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,7 +54,6 @@ def keep_examples(
         paths = []
         for number, image in enumerate(item.images):
             path = Path("images") / f"{file_name(task, index, number)}.webp"
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
             _write_image(image, folder / path)
             paths.append(path.as_posix())
         examples.append(
@@ -75,6 +75,5 @@ def _write_image(image: Image, path: Path) -> None:
     small = image.convert("RGB")
     small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     is_small = small.width * small.height <= LOSSLESS_AREA
-    part = path.with_name(path.name + ".part")
-    small.save(part, format="WEBP", lossless=is_small, quality=90)
-    part.replace(path)
+    with written_whole(path) as part:
+        small.save(part, format="WEBP", lossless=is_small, quality=90)

@@ -4,11 +4,12 @@ goes on where it was. Imports no torch."""
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
+
+from linearize.whole_file import written_whole
 
 if TYPE_CHECKING:
     from linearize.data.conversation import Conversation
@@ -16,14 +17,8 @@ if TYPE_CHECKING:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON so that ``path`` holds the old content or the new, whenever the process dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Several processes may write one file, such as the answers that runs of a comparison share.
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("w", encoding="utf-8") as file:
+    with written_whole(path) as part, part.open("w", encoding="utf-8") as file:
         json.dump(content, file, ensure_ascii=False, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def read_json(path: Path) -> Any:

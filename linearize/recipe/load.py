@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,8 @@ from pydantic import ValidationError
 from linearize.components import ResolvedComponent, read_options
 from linearize.errors import LinearizeError, RecipeError
 from linearize.plugins import Plugins
-from linearize.recipe.model import Component, Recipe, Stage
-from linearize.recipe.problems import describe_validation
+from linearize.recipe.model import Component, Recipe, Stage, StudentTable
+from linearize.recipe.problems import describe_validation, told_path
 from linearize.recipe.toml import Table, apply_override, merge_named, read_tables
 from linearize.specs import (
     BenchmarkSpec,
@@ -42,14 +44,32 @@ COMPONENT_TABLES: Mapping[str, type[Spec]] = {
 
 @dataclass(slots=True)
 class Draft:
-    """What is known of a recipe before its problems are raised; parts that are wrong are missing."""
+    """What is known of a recipe before its problems are raised; parts that are wrong are missing.
+
+    Attributes:
+        spared: components with wrong options, as they are without these; to find further problems by.
+    """
 
     name: str
     tables: Table
     problems: list[str] = field(default_factory=list)
     components: dict[str, ResolvedComponent] = field(default_factory=dict)
+    spared: dict[str, ResolvedComponent] = field(default_factory=dict)
     stages: dict[int, Stage] = field(default_factory=dict)
     recipe: Recipe | None = None
+
+    def tell(self, path: str, text: object) -> None:
+        """Adds a problem with what is at ``path``; a text that begins with a key below it says that path itself."""
+        told = told_path(path, self.tables)
+        self.problems.append(str(text) if str(text).startswith(f"{told}.") else f"{told}: {text}")
+
+    @contextlib.contextmanager
+    def telling(self, path: str) -> Iterator[None]:
+        """Makes what a component refuses a problem with what is at ``path``."""
+        try:
+            yield
+        except (LinearizeError, ValueError) as error:
+            self.tell(path, error)
 
     def raise_problems(self) -> None:
         """Raises RecipeError when there is any problem."""
@@ -86,20 +106,15 @@ def draft_recipe(source: Path | str | Mapping[str, Any], overrides: Sequence[str
         overrides: "path.to.key=value" items, applied in order; those of `schedule` before its stages are made.
 
     Raises:
-        RecipeError: the file cannot be read or an override does not apply.
+        RecipeError: the file cannot be read.
     """
     name, tables = read_source(source)
     draft = Draft(name, tables)
     if tables.pop("compare", None) is not None:
-        draft.problems.append(
-            "compare: describes many runs; `linearize compare` runs them, and this takes a single one"
-        )
-    for override in filter(_is_of_schedule, overrides):
-        apply_override(tables, override)
+        draft.tell("compare", "describes many runs; `linearize compare` runs them, and this takes a single one")
+    _override(draft, filter(_is_of_schedule, overrides))
     _expand_schedule(draft, plugins)
-    for override in overrides:
-        if not _is_of_schedule(override):
-            apply_override(tables, override)
+    _override(draft, itertools.filterfalse(_is_of_schedule, overrides))
     _check_core_tables(draft)
     for path, table, kind in _component_tables(draft.tables):
         resolved = _resolve_component(draft, path, table, kind, plugins)
@@ -145,6 +160,14 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
+def _override(draft: Draft, overrides: Iterable[str]) -> None:
+    for override in overrides:
+        try:
+            apply_override(draft.tables, override)
+        except RecipeError as error:
+            draft.problems.extend(error.problems)
+
+
 def _is_of_schedule(override: str) -> bool:
     return override.partition("=")[0].strip().split(".")[0] == "schedule"
 
@@ -163,7 +186,7 @@ def _expand_schedule(draft: Draft, plugins: Plugins) -> None:
     try:
         draft.tables["stages"] = merge_named(resolved.build().stages(), own)
     except (KeyError, TypeError, AttributeError):
-        draft.problems.append("stages: a list of tables with a `name` each was due, to overlay the schedule's stages")
+        draft.tell("stages", "a list of tables with a `name` each was due, to overlay the schedule's stages")
 
 
 def _check_core_tables(draft: Draft) -> None:
@@ -171,7 +194,7 @@ def _check_core_tables(draft: Draft) -> None:
         draft.recipe = Recipe.model_validate(draft.tables)
     except ValidationError as error:
         failed_schedule = "schedule" in draft.tables and "schedule" not in draft.components
-        for problem in describe_validation(error, Recipe):
+        for problem in describe_validation(error, Recipe, tables=draft.tables):
             if not (failed_schedule and problem.startswith("stages")):
                 draft.problems.append(problem)
     stages = draft.tables.get("stages")
@@ -183,14 +206,13 @@ def _check_core_tables(draft: Draft) -> None:
 
 
 def _component_tables(tables: Table) -> Iterator[tuple[str, Table, type[Spec]]]:
+    student = tables.get("student", {})
+    if isinstance(student, dict):
+        tables = {**tables, "student": StudentTable.with_default_components(student)}
     for path, kind in COMPONENT_TABLES.items():
         table: Any = tables
         for key in path.split("."):
             table = table.get(key) if isinstance(table, dict) else None
-        if table is None and path == "student.layout":
-            table = {"type": "all"}
-        if table is None and path == "student.seeder":
-            table = {"type": "mimic"}
         if isinstance(table, dict) and path != "schedule":
             yield path, table, kind
     yield from _listed_components(tables.get("stages"), "stages", "objective", ObjectiveSpec)
@@ -213,19 +235,23 @@ def _resolve_component(
 ) -> ResolvedComponent | None:
     if not isinstance(table.get("type"), str):
         if kind is ScheduleSpec:
-            draft.problems.append(f"{path}.type: is required")
+            draft.tell(f"{path}.type", "is required")
         return None  # for other tables the recipe's own validation has said it
     try:
         component = Component.model_validate(table)
         spec = plugins.registry.get(kind, component.type, plugins.failures_hint())
         model = spec.config_class()
     except LinearizeError as error:
-        draft.problems.append(f"{path}.type: {error}")
+        draft.tell(f"{path}.type", error)
         return None
     try:
         return ResolvedComponent(spec, read_options(model, component.options(), plugins))
     except ValidationError as error:
-        draft.problems.extend(describe_validation(error, model, path))
+        draft.problems.extend(describe_validation(error, model, path, draft.tables))
+        wrong = {item["loc"][0] for item in error.errors() if item["loc"]}
+        right = {key: value for key, value in component.options().items() if key not in wrong}
+        with contextlib.suppress(ValidationError):
+            draft.spared[path] = ResolvedComponent(spec, read_options(model, right, plugins))
         return None
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from linearize.components import named
 from linearize.config import Config
 
 
@@ -42,8 +43,8 @@ class StudentTable(Config):
     """What takes the place of the teacher's attention."""
 
     mixer: Component
-    layout: Component = Component(type="all")
-    seeder: Component = Component(type="mimic")
+    layout: Component = named("all")
+    seeder: Component = named("mimic")
 
 
 class LrSchedule(Config):

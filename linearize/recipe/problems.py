@@ -15,13 +15,42 @@ TOLD = "told"
 Path = tuple[int | str, ...]
 
 
-def describe_validation(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Pydantic's findings as "toml.path: what is wrong; got VALUE", with a suggestion for misspelt keys."""
+def describe_validation(
+    error: ValidationError, model: type[BaseModel], prefix: str = "", tables: Any = None
+) -> list[str]:
+    """Pydantic's findings as "toml.path: what is wrong; got VALUE", with a suggestion for misspelt keys.
+
+    Args:
+        prefix: path of the table that was validated.
+        tables: the whole recipe, where entries of its lists are to be told by name.
+    """
     lines = []
     for location, text, _ in find_problems(error, model):
         path = ".".join([prefix, *map(str, location)] if prefix else map(str, location))
-        lines.append(f"{path or 'recipe'}: {text}")
+        lines.append(f"{told_path(path, tables) or 'recipe'}: {text}")
     return lines
+
+
+def told_path(path: str, tables: Any) -> str:
+    """A path as people read it: "stages.0.lr" is "stages.distill.lr", which --set takes too.
+
+    An entry of a list without a name keeps its number.
+    """
+    keys, here = [], tables
+    for key in path.split("."):
+        if isinstance(here, list) and key.isdigit() and int(key) < len(here):
+            here = here[int(key)]
+            keys.append(entry_name(here) or key)
+        else:
+            here = here.get(key) if isinstance(here, dict) else None
+            keys.append(key)
+    return ".".join(keys)
+
+
+def entry_name(entry: Any) -> str:
+    """The name of a list's entry, such as a stage's; "" where it has none."""
+    name = entry.get("name") if isinstance(entry, dict) else None
+    return name if isinstance(name, str) else ""
 
 
 def find_problems(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[Path, str, Any]]:

@@ -172,8 +172,6 @@ def _default(field: FieldInfo) -> str:
         return "required"
     if value is None:
         return "absent"
-    if isinstance(value, Component):
-        return f"`{to_inline(value.model_dump(mode='json'))}`"
     if isinstance(value, BaseModel):
         return "see below"
     return f"`{to_inline(value)}`"

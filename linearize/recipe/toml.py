@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from linearize.errors import RecipeError, did_you_mean
+from linearize.recipe.problems import entry_name
+from linearize.recipe.toml_fault import describe_fault
 
 Table = dict[str, Any]
 
@@ -25,14 +27,16 @@ def read_tables(path: Path, _children: tuple[Path, ...] = ()) -> Table:
         chain = " -> ".join(child.name for child in (*_children, path))
         raise RecipeError(path.name, [f"extends: files extend each other in a circle ({chain})"])
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = did_you_mean(path.name, [other.name for other in path.parent.glob("*.toml")])
         raise RecipeError(path.name, [f"there is no such file in {path.parent}.{near}"]) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(path.name, [f"cannot be read: {error}"]) from error
+    try:
+        tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise RecipeError(path.name, [f"is not valid TOML: {error}"]) from error
+        raise RecipeError(path.name, [describe_fault(text, error)]) from error
     parent = tables.pop("extends", None)
     if parent is None:
         return tables
@@ -83,7 +87,9 @@ def apply_override(tables: Table, override: str) -> None:
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
-        raise RecipeError(f"--set {override}", ["path.to.key=value was due, such as student.mixer.type=gla"])
+        raise RecipeError(
+            f"--set {override}", [f"--set {override}: path.to.key=value was due, such as student.mixer.type=gla"]
+        )
     target: Any = tables
     for depth, key in enumerate(keys[:-1]):
         target = _enter(target, key, ".".join(keys[: depth + 1]), override)
@@ -107,13 +113,13 @@ def _enter(target: Any, key: str, path: str, override: str) -> Any:
 
 
 def _position(items: list[Any], key: str, path: str, override: str) -> int:
-    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    names = [entry_name(item) or str(number) for number, item in enumerate(items)]
     if key in names:
         return names.index(key)
     if key.isdigit() and int(key) < len(items):
         return int(key)
-    known = ", ".join(f"{number} ({name})" if name else str(number) for number, name in enumerate(names))
-    raise RecipeError(f"--set {override}", [f"{path}: there is no entry '{key}'; there are: {known or 'none'}"])
+    near, known = did_you_mean(key, names), ", ".join(names) or "none"
+    raise RecipeError(f"--set {override}", [f"{path}: there is no entry '{key}'.{near} There are: {known}"])
 
 
 def _parse_value(text: str) -> Any:

@@ -18,7 +18,8 @@ from linearize.evaluate.store import read_json
 from linearize.report import branches, tables
 from linearize.report.records import RunRecord, StageRecord, read_run
 from linearize.report.results import build_results
-from linearize.report.wording import change, duration, percent, percent_interval, quantity, short_count
+from linearize.report.wording import change, counted, duration, percent, percent_interval, quantity, short_count
+from linearize.whole_file import write_text
 
 TEMPLATE = "page.html.j2"
 STYLE_SHEET = "page.css"
@@ -148,7 +149,7 @@ def _tiles(run: RunRecord, results: Mapping[str, Any]) -> Iterator[tuple[str, st
     done = [stage.done for stage in run.stages if stage.done is not None]
     if done:
         tokens, seconds = (sum(stage.get(name, 0) for stage in done) for name in ("tokens", "seconds"))
-        yield "tokens", short_count(tokens), f"in {len(done)} stage{'s' if len(done) > 1 else ''}"
+        yield "tokens", short_count(tokens), f"in {counted(len(done), 'stage')}"
         device = run.environment.get("device", "")
         machine = run.environment.get("processor", "a CPU") if device == "cpu" else device
         yield "distilled in", duration(seconds), f"on {machine}" if machine else ""
@@ -215,10 +216,3 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 def data_url(content: bytes, media_type: str) -> str:
     """A resource that stands in the page itself."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file so that a reader sees the old one or the new one, never a part."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

@@ -17,6 +17,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentForma
 
 from linearize.report.records import StageRecord
 from linearize.report.wording import percent
+from linearize.whole_file import written_whole
 
 TEACHER, STUDENT, GRID, INK = "#8C96A3", "#0072B2", "#E3E7EC", "#2B333D"
 STYLE: Any = {
@@ -179,9 +180,8 @@ def save_chart(figure: Figure, path: Path) -> bytes:
     FigureCanvasAgg(figure)
     vector = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        part = path.with_name(path.name + ".part")
-        figure.savefig(part, format="png", dpi=150)
-        part.replace(path)
+        with written_whole(path) as part:
+            figure.savefig(part, format="png", dpi=150)
         figure.savefig(vector, format="svg", dpi=150, metadata={"Date": None})
     return vector.getvalue()
 

@@ -20,6 +20,11 @@ def percent_interval(interval: Sequence[float] | None, digits: int = 1) -> str:
     return f"{100 * low:.{digits}f}–{100 * high:.{digits}f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 cell", "2 cells"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def short_count(number: float | None) -> str:
     """1234567 -> "1.23 M"; three digits and a unit."""
     if number is None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from linearize.components import MixerComponent, named
+from linearize.components import MixerComponent, ResolvedComponent, named
 from linearize.config import Config
 
 
@@ -68,6 +68,16 @@ class SwaLinearConfig(WindowOptions):
         description="Share of training conversations that do without the window at a site, so that the linear branch "
         "learns to stand alone (arXiv 2510.05901); never while answering.",
     )
+
+    @field_validator("linear")
+    @classmethod
+    def _one_window_is_enough(cls, linear: ResolvedComponent) -> ResolvedComponent:
+        if isinstance(linear.config, SwaLinearConfig):
+            raise ValueError(
+                "this mixer cannot hold another of its kind, whose window would stand beside the one that is here; "
+                "name a linear mixer, such as gated_delta_net, and set this mixer's own `window`"
+            )
+        return linear
 
     @model_validator(mode="after")
     def _gates_belong_to_a_sum(self) -> SwaLinearConfig:

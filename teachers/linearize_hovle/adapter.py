@@ -1,31 +1,33 @@
-"""The teacher adapter of HoVLE: what linearize asks of a teacher, answered for checkpoints in the published layout."""
+"""The teacher adapter of HoVLE: what linearize asks of a teacher, answered for checkpoints in the published layout.
+
+Model, processor and all that they import are imported where they are used: checking a recipe needs the configuration.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import LlamaConfig
 
-import linearize_hovle.registration  # noqa: F401  a teacher that was asked for should be known to the Auto classes
+from linearize import hub
 from linearize.data.conversation import Conversation
-from linearize.errors import CheckpointError
+from linearize.errors import CheckpointError, did_you_mean, did_you_mean_path
 from linearize.protocols import AttentionSite, AttentionWeights, Batch
-from linearize_hovle.batching import encode_conversation, make_batch
-from linearize_hovle.checkpoint import load_model, model_from_tensors, published_state, read_config
 from linearize_hovle.config import HovleTeacherConfig
+from linearize_hovle.config_file import read_config
 from linearize_hovle.configuration import HovleConfig
-from linearize_hovle.modeling import HovleForConditionalGeneration
-from linearize_hovle.processing import HovleProcessor
 from linearize_hovle.prompt import TURN_END
 from linearize_hovle.published import layer_prefixes
 from linearize_hovle.published_config import config_from_published
-from linearize_hovle.tokenization import HovleTokenizer
+
+if TYPE_CHECKING:
+    from linearize_hovle.modeling import HovleForConditionalGeneration
+    from linearize_hovle.processing import HovleProcessor
 
 EMBEDDED = Path(__file__).parent / "embedded"
 CONFIG_FILES = ("config.json",)
@@ -61,17 +63,22 @@ class HovleAdapter:
         if folder.is_dir():
             return folder
         if folder.is_absolute() or self.checkpoint.startswith((".", "~")) or self.checkpoint.count("/") != 1:
+            near = did_you_mean(self.checkpoint, ["embedded"]) or did_you_mean_path(self.checkpoint)
             raise CheckpointError(
-                f"teacher.checkpoint is '{self.checkpoint}', but there is no such folder; give 'embedded', a folder "
-                "with a HoVLE's config.json, or a hub id such as 'OpenGVLab/HoVLE'"
+                f"teacher.checkpoint: there is no folder '{self.checkpoint}'.{near} Give 'embedded', a folder with a "
+                "HoVLE's config.json, or a hub id such as 'OpenGVLab/HoVLE'"
             )
-        try:
-            return Path(snapshot_download(self.checkpoint, allow_patterns=list(files)))
-        except Exception as error:
-            raise CheckpointError(
-                f"teacher.checkpoint is '{self.checkpoint}', which is no folder here, and fetching it from the hub "
-                f"failed: {type(error).__name__}: {error}"
-            ) from error
+        with hub.asked_once(self.checkpoint) as obstacle:
+            from huggingface_hub import snapshot_download
+
+            try:
+                return Path(snapshot_download(self.checkpoint, allow_patterns=list(files)))
+            except Exception as error:
+                near = did_you_mean_path(self.checkpoint)
+                raise CheckpointError(
+                    f"teacher.checkpoint: '{self.checkpoint}' is no folder here.{near} As a hub id it cannot be "
+                    f"fetched: {hub.failure(error, obstacle)}"
+                ) from error
 
     def sites(self) -> list[AttentionSite]:
         """Every attention, the embedding tower's first; from config.json alone."""
@@ -79,6 +86,9 @@ class HovleAdapter:
 
     def load(self, *, dtype: torch.dtype, device: torch.device | str) -> HovleForConditionalGeneration:
         """The model in eval mode; generation ends at the mark that closes a turn."""
+        import linearize_hovle.registration  # noqa: F401  a teacher in use should be known to the Auto classes
+        from linearize_hovle.checkpoint import load_model
+
         model = load_model(self.folder(), dtype=dtype, device=device)
         tokenizer = self._processor.tokenizer
         ends = {int(tokenizer.convert_tokens_to_ids(TURN_END)), int(tokenizer.eos_token_id)}
@@ -89,6 +99,9 @@ class HovleAdapter:
 
     @functools.cached_property
     def _processor(self) -> HovleProcessor:
+        import linearize_hovle.registration  # noqa: F401  a teacher in use should be known to the Auto classes
+        from linearize_hovle.processing import load_processor
+
         return load_processor(self.folder((*CONFIG_FILES, *TOKENIZER_FILES)), self.config)
 
     def processor(self) -> HovleProcessor:
@@ -114,10 +127,14 @@ class HovleAdapter:
 
     def batch(self, conversations: Sequence[Conversation], *, for_generation: bool = False) -> Batch:
         """Whole conversations right-padded, or for generation left-padded prompts up to the last question."""
+        from linearize_hovle.batching import make_batch
+
         return make_batch(self._processor, conversations, for_generation=for_generation)
 
     def num_tokens(self, conversation: Conversation) -> int:
         """How many tokens ``batch`` makes of a conversation; looks at image sizes, not at pixels."""
+        from linearize_hovle.batching import encode_conversation
+
         tiles = [self._processor.num_tiles(image.size) for image in conversation.images]
         return len(encode_conversation(self._processor, conversation, tiles, for_generation=False)[0])
 
@@ -134,12 +151,16 @@ class HovleAdapter:
         self, config: dict[str, Any], state: dict[str, Tensor], *, without_attention: Collection[int] = ()
     ) -> HovleForConditionalGeneration:
         """A model from published tensors; the sites named have no wqkv and wo in ``state`` and get zeros."""
+        from linearize_hovle.checkpoint import model_from_tensors
+
         return model_from_tensors(config_from_published(config), state, without_attention=without_attention)
 
     def to_published(
         self, model: Any, *, without_attention: Collection[int] = ()
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """config.json and tensors in the published layout, without the attention of the sites named."""
+        from linearize_hovle.checkpoint import published_state
+
         return published_state(model, without_attention=without_attention)
 
     @staticmethod
@@ -176,29 +197,6 @@ def attention_sites(config: HovleConfig) -> list[AttentionSite]:
         )
         for index, (name, module, tower, layer) in enumerate(places)
     ]
-
-
-def load_processor(folder: Path, config: HovleConfig) -> HovleProcessor:
-    """The processor of a folder with a sentencepiece ``tokenizer.model``.
-
-    Raises:
-        CheckpointError: there is none, it cannot be read, or its image token is not the one that config.json names.
-    """
-    if not (folder / "tokenizer.model").is_file():
-        raise CheckpointError(
-            f"{folder} holds no tokenizer.model; a HoVLE folder needs its sentencepiece model beside config.json"
-        )
-    try:
-        tokenizer = HovleTokenizer.from_pretrained(str(folder))
-    except Exception as error:
-        raise CheckpointError(f"the tokenizer in {folder} cannot be read: {type(error).__name__}: {error}") from error
-    processor = HovleProcessor.for_model(config, tokenizer)
-    if processor.image_token_id != config.image_token_id:
-        raise CheckpointError(
-            f"{folder}: the tokenizer gives <IMG_CONTEXT> the id {processor.image_token_id}, config.json says "
-            f"{config.image_token_id} (embedding_config.img_context_token_id); the two files must belong together"
-        )
-    return processor
 
 
 def published_attention_prefix(config: HovleConfig, site: AttentionSite) -> str:

@@ -6,6 +6,7 @@ Letters: I tiles.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
 from linearize.data.conversation import IMAGE_MARK
-from linearize.errors import DataError
+from linearize.errors import CheckpointError, DataError
 from linearize_hovle.configuration import HovleConfig
 from linearize_hovle.prompt import IMAGE_CONTEXT, expand_images, get_template
 from linearize_hovle.tiling import IMAGENET_MEAN, IMAGENET_STD, choose_grid, count_tiles, cut_tiles, normalize
@@ -154,3 +155,26 @@ def _flat(images: Images) -> list[Image.Image]:
     if isinstance(images, Image.Image):
         return [images]
     return [one for item in images for one in _flat(item)]
+
+
+def load_processor(folder: Path, config: HovleConfig) -> HovleProcessor:
+    """The processor of a folder with a sentencepiece ``tokenizer.model``.
+
+    Raises:
+        CheckpointError: there is none, it cannot be read, or its image token is not the one that config.json names.
+    """
+    if not (folder / "tokenizer.model").is_file():
+        raise CheckpointError(
+            f"{folder} holds no tokenizer.model; a HoVLE folder needs its sentencepiece model beside config.json"
+        )
+    try:
+        tokenizer = HovleTokenizer.from_pretrained(str(folder))
+    except Exception as error:
+        raise CheckpointError(f"the tokenizer in {folder} cannot be read: {type(error).__name__}: {error}") from error
+    processor = HovleProcessor.for_model(config, tokenizer)
+    if processor.image_token_id != config.image_token_id:
+        raise CheckpointError(
+            f"{folder}: the tokenizer gives <IMG_CONTEXT> the id {processor.image_token_id}, config.json says "
+            f"{config.image_token_id} (embedding_config.img_context_token_id); the two files must belong together"
+        )
+    return processor

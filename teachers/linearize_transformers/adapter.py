@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, GenerationConfig
 
+from linearize import hub
 from linearize.data.conversation import Conversation
-from linearize.errors import CheckpointError
+from linearize.errors import CheckpointError, did_you_mean_path
 from linearize.protocols import AttentionSite, AttentionWeights, Batch
 from linearize_transformers.batching import Batcher
 from linearize_transformers.config import TransformersTeacherConfig
@@ -83,7 +84,8 @@ class TransformersAdapter:
         chosen = {} if self.options.attention == "auto" else {"attn_implementation": self.options.attention}
         model = self._read("model", auto_class(self.config).from_pretrained, dtype=dtype, **chosen)
         for adapter in self.options.adapters:
-            merge_adapter(model, adapter, checkpoint=self._location, revision=self.options.revision)
+            with hub.asked_once(self._location):
+                merge_adapter(model, adapter, checkpoint=self._location, revision=self.options.revision)
         generation = model.generation_config
         if generation.pad_token_id is None:
             generation.pad_token_id = self._tokenizer.pad_token_id
@@ -151,7 +153,8 @@ class TransformersAdapter:
         """Tokens that end an answer: the tokenizer's and those of generation_config.json."""
         ends = {self._tokenizer.eos_token_id}
         try:
-            listed = GenerationConfig.from_pretrained(self._location, revision=self.options.revision).eos_token_id
+            with hub.asked_once(self._location):
+                listed = GenerationConfig.from_pretrained(self._location, revision=self.options.revision).eos_token_id
         except (OSError, ValueError):  # most checkpoints have one, none needs one
             listed = None
         ends |= set(listed) if isinstance(listed, list) else {listed}
@@ -177,18 +180,20 @@ class TransformersAdapter:
             return str(folder)
         if folder.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1:
             raise CheckpointError(
-                f"teacher.checkpoint is '{checkpoint}', but there is no such folder; give a folder with a config.json, "
-                "or a hub id such as 'HuggingFaceTB/SmolVLM-256M-Instruct'"
+                f"teacher.checkpoint: there is no folder '{checkpoint}'.{did_you_mean_path(checkpoint)} Give a folder "
+                "with a config.json, or a hub id such as 'HuggingFaceTB/SmolVLM-256M-Instruct'"
             )
         return checkpoint
 
     def _read(self, what: str, read: Callable[..., Any], **options: Any) -> Any:
         location = self._location
-        try:
-            return read(location, revision=self.options.revision, **options)
-        except Exception as error:
-            needs_package = isinstance(error, ImportError) or "torchvision" in str(error)
-            hint = " pip install 'linearize[vision]' brings what processors need." if needs_package else ""
-            raise CheckpointError(
-                f"the {what} of '{self.options.checkpoint}' cannot be read: {type(error).__name__}: {error}{hint}"
-            ) from error
+        with hub.asked_once(location) as obstacle:
+            try:
+                return read(location, revision=self.options.revision, **options)
+            except Exception as error:
+                needs_package = isinstance(error, ImportError) or "torchvision" in str(error)
+                hint = " pip install 'linearize[vision]' brings what processors need." if needs_package else ""
+                raise CheckpointError(
+                    f"the {what} of '{self.options.checkpoint}' cannot be read: {hub.failure(error, obstacle)}{hint}"
+                    f"{did_you_mean_path(location)}"
+                ) from error

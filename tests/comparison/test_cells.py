@@ -135,7 +135,7 @@ def test_costs_count_new_parameters_trained_ones_and_memory(tables: Tables) -> N
 
 def test_an_unknown_mixer_is_told_with_the_nearest_name_and_the_others_problems(tables: Tables) -> None:
     found = problems(tables(), ["stages.0.steps=0"], mixers=["mamba2", "mamba22"])
-    assert found[0] == "stages.0.steps: Input should be greater than 0; got 0"
+    assert found[0] == "stages.align.steps: Input should be greater than 0; got 0"
     assert found[1].startswith("cell 'mamba22': student.mixer.type: unknown mixer 'mamba22'. Did you mean 'mamba2'?")
     assert len(found) == 2
 
@@ -144,7 +144,7 @@ def test_a_key_that_does_not_exist_is_told_once_for_all_cells(tables: Tables) ->
     [found] = problems(tables(vary={"student": {"mixer": {"conv_widht": [1, 2]}}}))
     assert found.startswith("student.mixer.conv_widht: unknown key; got 1. Did you mean 'conv_width'?")
     [found] = problems(tables(vary={"stages": {"distil": {"lr": [1, 2]}}}))
-    assert found == "stages.distil: there is no entry 'distil'; there are: 0 (align), 1 (distill)"
+    assert found == "stages.distil: there is no entry 'distil'. Did you mean 'distill'? There are: align, distill"
 
 
 def test_a_value_that_is_wrong_in_one_cell_is_told_with_the_cell(tables: Tables) -> None:
@@ -230,10 +230,12 @@ def test_a_dry_run_lists_the_cells_and_runs_nothing(
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "compare.toml"
     path.write_text(tomli_w.dumps(tables(vary={"student": {"layout": LAYOUTS}})), encoding="utf-8")
+    one = CliRunner().invoke(app, ["compare", str(path), "--dry-run", "--mixer", "gla", "--set", "compare.vary={}"])
+    assert "1 cell, run with 1 seed, in runs/tiny-compare" in one.stdout
     result = CliRunner().invoke(app, ["compare", str(path), "--dry-run", "--seeds", "2"])
     assert result.exit_code == 0
     assert "every-keep-2" in result.stdout
-    assert "2 cells in 2 seeds, in runs/tiny-compare" in result.stdout
+    assert "2 cells, run with 2 seeds, in runs/tiny-compare" in result.stdout
     assert not (tmp_path / "runs").exists()
 
 
@@ -247,7 +249,7 @@ def test_a_folder_keeps_to_its_comparison_while_cells_and_seeds_may_come_and_go(
         RunError, match=r"holds another comparison; what changed:\n  - evaluate.batch_size: was 64, now 8"
     ):
         folder.claim(plan_comparison(tables(vary=vary), ["evaluate.batch_size=8"]))
-    with pytest.raises(RunError, match=r"  - cell 'every-keep-2': stages.1.lr: was 0.001, now 0.5\n"):
+    with pytest.raises(RunError, match=r"  - cell 'every-keep-2': stages.distill.lr: was 0.001, now 0.5\n"):
         folder.claim(plan_comparison(tables(vary=vary), ["stages.distill.lr=0.5"]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import tomli_w
 from typer.testing import CliRunner
 
 import linearize
+import linearize.api
 from linearize.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +81,7 @@ def test_a_wrong_recipe_is_told_on_stderr_with_status_1_and_no_traceback(recipe:
     done = shell("check", str(recipe), "--set", "stages.0.stpes=1", "--set", "data.type=glanze", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(
-        f"{recipe} has problems:\n  - stages.0.stpes: unknown key; got 1. Did you mean 'steps'?"
+        f"{recipe} has problems:\n  - stages.align.stpes: unknown key; got 1. Did you mean 'steps'?"
     )
     assert "data.type: unknown data 'glanze'. Did you mean 'glance'?" in done.stderr
     assert "Traceback" not in done.stderr
@@ -88,7 +90,7 @@ def test_a_wrong_recipe_is_told_on_stderr_with_status_1_and_no_traceback(recipe:
 def test_run_refuses_a_wrong_recipe_before_it_makes_a_folder(recipe: Path, tmp_path: Path) -> None:
     done = shell("run", str(recipe), "--set", "stages.0.steps=0", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "stages.0.steps: Input should be greater than 0; got 0" in done.stderr
+    assert "stages.align.steps: Input should be greater than 0; got 0" in done.stderr
     assert not (tmp_path / "runs").exists()
 
 
@@ -184,3 +186,25 @@ def test_a_dry_run_of_a_comparison_tells_what_no_student_of_the_teacher_can_do(
     code, out, _ = invoke(arguments)
     assert (code, out.count("warning: it reads both ways")) == (0, 1)
     assert out.index("1 cell") < out.index("warning: ")
+
+
+def test_checking_imports_no_model_code_and_planning_makes_no_pixels(recipe: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from linearize import api\n"
+        "checked = api.check(sys.argv[1], ['teacher.checkpoint=embedded'])\n"
+        "costly = {'transformers.modeling_utils', 'transformers.processing_utils', 'scipy', 'sklearn', 'datasets'}\n"
+        "assert not costly & sys.modules.keys(), costly & sys.modules.keys()\n"
+        "type(checked.adapter).batch = None\n"
+        "assert all(stage.tokens > 0 for stage in checked.with_tokens().plan.stages)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(recipe)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_garbage_is_collected_again_after_a_short_command(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collected = []
+    check = linearize.api.check
+    monkeypatch.setattr(linearize.api, "check", lambda *args: (collected.append(gc.isenabled()), check(*args))[1])
+    assert invoke(["check", str(recipe)])[0] == 0
+    assert (collected, gc.isenabled()) == ([False], True)

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from linearize.errors import RecipeError
-from linearize.plan import Plan, check_draft, select_parameters
+from linearize.plan import Plan, check_draft
 from linearize.plugins import Plugins
 from linearize.recipe.load import draft_recipe
+from linearize.stage_roles import select_parameters
 
 ROLES = {"a.weight": {"new", "gate"}, "b.weight": {"new", "norm"}, "q.weight": {"qkv"}}
 
@@ -70,25 +71,45 @@ def test_a_layout_that_leaves_nothing_linear_is_refused(tables: dict[str, Any], 
 
 def test_a_stage_with_an_unknown_role_is_told_the_roles_there_are(tables: dict[str, Any], plugins: Plugins) -> None:
     (problem,) = problems(tables, plugins, 'stages.align.train=["nwe"]')
-    assert problem.startswith("stages.0 (align).train: no parameter of the mixer has the role 'nwe'; there are: conv, ")
+    assert problem.startswith(
+        "stages.align.train: no parameter of the mixer has the role 'nwe'. Did you mean 'new'? There are: conv, "
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "other"),
+    [
+        ("stages.align.stpes=1", "stages.align.stpes: unknown key"),
+        ("student.mixer.conv_widht=3", "student.mixer.conv_widht: unknown key"),
+        ("teacher.checkpoint=./nowhere", "teacher.checkpoint: there is no folder"),
+    ],
+)
+def test_an_unknown_role_is_told_beside_what_else_is_wrong(
+    tables: dict[str, Any], plugins: Plugins, override: str, other: str
+) -> None:
+    found = sorted(problems(tables, plugins, 'stages.align.train=["nwe"]', override))
+    assert len(found) == 2
+    assert any(problem.startswith(other) for problem in found)
+    (role,) = (problem for problem in found if problem.startswith("stages.align.train: no parameter of the mixer"))
+    assert ("as far as the other problems let it be seen" in role) == (not override.startswith("stages"))
 
 
 def test_a_stage_that_trains_nothing_is_refused(tables: dict[str, Any], plugins: Plugins) -> None:
     (problem,) = problems(tables, plugins, 'stages.align.freeze=["new"]')
-    expected = "stages.0 (align).train: trains nothing: train = ['new'] without freeze = ['new'] leaves no parameter"
+    expected = "stages.align.train: trains nothing: train = ['new'] without freeze = ['new'] leaves no parameter"
     assert problem == expected
 
 
 def test_a_whole_student_objective_cannot_train_sites_that_do_not_run(tables: dict[str, Any], plugins: Plugins) -> None:
     (problem,) = problems(tables, plugins, "stages.distill.sites=all")
-    assert problem.startswith("stages.1 (distill).train: sites = 'all' is for layer objectives")
+    assert problem.startswith("stages.distill.sites: 'all' is for layer objectives")
 
 
 def test_problems_before_and_after_the_teacher_is_known_come_together(tables: dict[str, Any], plugins: Plugins) -> None:
     tables["student"]["layout"] = {"type": "keep", "sites": [77]}
     found = problems(tables, plugins, "stages.distill.steps=-1", 'stages.align.train=["nwe"]')
     assert [problem.partition(":")[0] for problem in found] == [
-        "stages.1.steps", "student.layout", "stages.0 (align).train",
+        "stages.distill.steps", "student.layout", "stages.align.train",
     ]  # fmt: skip
 
 
@@ -98,8 +119,8 @@ def test_a_teacher_folder_that_cannot_be_read_is_a_problem_among_others(
     tables["teacher"]["checkpoint"] = str(tmp_path / "nowhere")
     tables["stages"][0]["lr"] = -1.0
     found = problems(tables, plugins)
-    assert [problem.partition(":")[0] for problem in found] == ["stages.0.lr", "teacher"]
-    assert f"teacher.checkpoint is '{tmp_path / 'nowhere'}', but there is no such folder" in found[1]
+    assert [problem.partition(":")[0] for problem in found] == ["stages.align.lr", "teacher.checkpoint"]
+    assert f"there is no folder '{tmp_path / 'nowhere'}'." in found[1]
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", '{"model_type": "llama"}'])
@@ -129,7 +150,7 @@ def test_parameters_are_chosen_by_role_and_taken_out_by_role() -> None:
     assert select_parameters(ROLES, ["new"], []) == ["a.weight", "b.weight"]
     assert select_parameters(ROLES, ["new", "qkv"], ["norm"]) == ["a.weight", "q.weight"]
     with pytest.raises(
-        ValueError, match=r"no parameter of the mixer has the role 'decay'; there are: gate, new, norm, qkv"
+        ValueError, match=r"no parameter of the mixer has the role 'decay'\. There are: gate, new, norm, qkv"
     ):
         select_parameters(ROLES, ["new"], ["decay"])
 

@@ -44,6 +44,12 @@ def test_the_resolved_recipe_writes_defaults_out(tables: dict[str, Any], plugins
     assert resolved["stages"][0]["objective"]["space"] == "heads"
 
 
+def test_a_component_without_a_type_changes_the_default_one(tables: dict[str, Any], plugins: Plugins) -> None:
+    tables["student"]["seeder"] = {"stile": "scratch"}
+    (problem,) = problems(tables, plugins)
+    assert problem.startswith("student.seeder.stile: unknown key")
+
+
 def test_problems_of_core_and_plugins_come_all_at_once_by_path(tables: dict[str, Any], plugins: Plugins) -> None:
     tables["stages"][0]["steps"] = 0
     tables["stages"][1]["stpes"] = 5
@@ -53,8 +59,8 @@ def test_problems_of_core_and_plugins_come_all_at_once_by_path(tables: dict[str,
     tables["data"]["tasks"] = {"nothing": 1.0}
     found = problems(tables, plugins)
     expected = (
-        "stages.0.steps: Input should be greater than 0; got 0",
-        "stages.1.stpes: unknown key; got 5. Did you mean 'steps'? Known: name, objective,",
+        "stages.align.steps: Input should be greater than 0; got 0",
+        "stages.distill.stpes: unknown key; got 5. Did you mean 'steps'? Known: name, objective,",
         "student.mixer.conv_widht: unknown key; got 4. Did you mean 'conv_width'? Known: ",
         "student.mixer.chunk_size: Input should be a valid integer, unable to parse string as an integer; got 'many'",
         "teacher.type: unknown teacher 'hovel'. Did you mean 'hovle'? Installed: ",
@@ -85,7 +91,7 @@ def test_two_stages_of_one_name_are_refused(tables: dict[str, Any], plugins: Plu
 def test_warmup_and_decay_longer_than_the_stage_are_refused(tables: dict[str, Any], plugins: Plugins) -> None:
     tables["stages"][0]["lr_schedule"] = {"warmup": 0.7, "decay": 0.6}
     assert problems(tables, plugins)[0].startswith(
-        "stages.0.lr_schedule: warmup 0.7 and decay 0.6 add up to more than 1"
+        "stages.align.lr_schedule: warmup 0.7 and decay 0.6 add up to more than 1"
     )
 
 
@@ -138,6 +144,27 @@ def test_a_file_that_is_no_toml_or_no_text_is_refused(write: Write, tmp_path: Pa
         read_tables(tmp_path / "binary.toml")
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            '[run]\nnumbers = [1, "]", # ]\n[data]\ntype = "x"\n',
+            ' at line 3, column 2: `[data]`. The [ of line 2 is not closed: `numbers = [1, "]", # ]`',
+        ),
+        ("a = [1]\nb = [1, [2],\n\n", " at the end of the file, line 3. The [ of line 2 is not closed: `b = [1, [2],`"),
+        ("a = 1\nb = { c = 1", " at the end of the file, line 2: `b = { c = 1`"),
+        ('a = """x\n[b]\n', ' at the end of the file, line 2: `[b]`. The """ of line 1 is not closed: `a = """x`'),
+        ("[run]\nname tiny", " at line 2, column 6: `name tiny`"),
+    ],
+)
+def test_what_was_left_open_in_a_file_is_told_with_its_line(write: Write, text: str, told: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        read_tables(write("bad.toml", text))
+    (problem,) = caught.value.problems
+    assert problem.startswith("is not valid TOML: ")
+    assert problem.endswith(told)
+
+
 def test_merging_replaces_a_table_whose_type_changes() -> None:
     base = {"mixer": {"type": "mamba2", "conv_width": 4}, "keep": 1}
     assert merge(base, {"mixer": {"type": "gla"}}) == {"mixer": {"type": "gla"}, "keep": 1}
@@ -168,8 +195,8 @@ def test_an_override_sets_a_typed_value(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("run.seed", r"--set run.seed has problems:\n  - path.to.key=value was due"),
-        ("stages.5.steps=1", r"stages.5: there is no entry '5'; there are: 0 \(align\), 1 \(distill\)"),
+        ("run.seed", r"--set run.seed has problems:\n  - --set run.seed: path.to.key=value was due"),
+        ("stages.5.steps=1", r"stages.5: there is no entry '5'\. There are: align, distill"),
         ("run.name.first=1", r"run.name: holds 'tiny', which is no table to set a key in"),
         ("=3", r"path.to.key=value was due"),
     ],
@@ -177,6 +204,13 @@ def test_an_override_sets_a_typed_value(
 def test_an_override_that_does_not_apply_says_why(tables: dict[str, Any], override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         apply_override(tables, override)
+
+
+def test_overrides_that_do_not_apply_come_with_the_other_problems(tables: dict[str, Any], plugins: Plugins) -> None:
+    found = problems(tables, plugins, "stages.distil.steps=5", "run.seeed=3", "run.seed")
+    assert found[0].startswith("stages.distil: there is no entry 'distil'. Did you mean 'distill'? There are: align, ")
+    assert found[1].startswith("--set run.seed: path.to.key=value was due")
+    assert found[2].startswith("run.seeed: unknown key")
 
 
 def test_a_schedule_makes_stages_that_the_recipe_overlays_and_overrides_reach(

@@ -48,7 +48,7 @@ def test_a_changed_recipe_is_refused_with_every_difference(
         with pytest.raises(RunError) as caught:
             folder.claim(load_recipe(tables, overrides, plugins))
     text = str(caught.value)
-    assert "stages.1.steps: was 3, now 300" in text
+    assert "stages.distill.steps: was 3, now 300" in text
     assert "student.mixer.qk_norm: was False, now True" in text
     assert "run.num_threads: was absent, now 2" in text
     assert "--fresh" in text

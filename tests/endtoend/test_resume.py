@@ -164,7 +164,7 @@ def test_a_changed_recipe_is_refused_with_the_difference(
     result = CliRunner().invoke(app, demo.arguments(changed))
     assert result.exit_code == 1
     assert "runs/tiny holds a run of another recipe; what changed:" in result.stderr
-    assert f"  - stages.2.lr: was {distill['lr']}, now 0.5" in result.stderr
+    assert f"  - stages.distill.lr: was {distill['lr']}, now 0.5" in result.stderr
     assert "  - student.seeder.type: was 'mimic', now 'scratch'" in result.stderr
     assert "--fresh" in result.stderr
 

@@ -96,8 +96,9 @@ def test_training_on_a_batch_uses_exactly_its_inputs(adapter: HovleAdapter, mode
 @pytest.mark.parametrize(
     ("checkpoint", "message"),
     [
-        ("./no/such/folder", "there is no such folder"),
-        ("nothing-here", "give 'embedded', a folder with a HoVLE's config.json, or a hub id"),
+        ("./no/such/folder", "^teacher.checkpoint: there is no folder './no/such/folder'"),
+        ("embeded", "there is no folder 'embeded'. Did you mean 'embedded'"),
+        ("nothing-here", "Give 'embedded', a folder with a HoVLE's config.json, or a hub id"),
     ],
 )
 def test_a_checkpoint_that_does_not_exist_says_what_could_be_given(checkpoint: str, message: str) -> None:

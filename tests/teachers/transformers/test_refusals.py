@@ -212,5 +212,5 @@ def test_attention_that_reads_images_in_both_directions_is_told() -> None:
 
 @pytest.mark.parametrize("checkpoint", ["./no/such/folder", "/nowhere", "a/b/c"])
 def test_a_folder_that_does_not_exist_says_what_could_be_given(checkpoint: str) -> None:
-    with pytest.raises(CheckpointError, match=r"there is no such folder; give a folder with a config\.json"):
+    with pytest.raises(CheckpointError, match=r"^teacher.checkpoint: there is no folder '.*'\. Give a folder"):
         TransformersAdapter(TransformersTeacherConfig(checkpoint=checkpoint)).sites()

@@ -1,0 +1,75 @@
+"""Which parameters of a mixer a stage trains, by their roles; and what can be said of roles without the real mixer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from linearize.errors import LinearizeError, did_you_mean
+from linearize.protocols import AttentionSite, SiteNorm
+from linearize.recipe.load import Draft
+
+ANY_SITE = AttentionSite(
+    index=0, path="", tower="", layer=0, cache_index=0, hidden_size=128, num_heads=2, num_key_value_heads=2,
+    key_dim=64, value_dim=64, qkv_bias=True, qk_norm=SiteNorm(),
+)  # fmt: skip
+"""Stands in for the site of a teacher that is not known; its mixers have every parameter that depends on the site."""
+
+
+def select_parameters(roles: Mapping[str, Collection[str]], train: Sequence[str], freeze: Sequence[str]) -> list[str]:
+    """Names of the parameters that have a role in ``train`` and none in ``freeze``.
+
+    Raises:
+        ValueError: a role that no parameter has, or a selection that is empty; names the roles there are.
+    """
+    _refuse_unknown(roles, train, freeze)
+    chosen = [name for name, own in roles.items() if set(own) & set(train) and not set(own) & set(freeze)]
+    if not chosen:
+        raise ValueError(f"trains nothing: train = {list(train)} without freeze = {list(freeze)} leaves no parameter")
+    return chosen
+
+
+def asked_roles(draft: Draft) -> Iterator[tuple[int, list[str], list[str]]]:
+    """Number, ``train`` and ``freeze`` of every stage that says them well, whatever else is wrong with it."""
+    stages = draft.tables.get("stages")
+    for number, table in enumerate(stages if isinstance(stages, list) else []):
+        if isinstance(table, dict):
+            train, freeze = table.get("train"), table.get("freeze", [])
+            if train and _are_texts(train) and _are_texts(freeze):
+                yield number, list(train), list(freeze)
+
+
+def check_roles_of_stand_in(draft: Draft, site: AttentionSite | None) -> None:
+    """Tells unknown roles where the mixer cannot be built as the recipe wants it, so that they come with the rest.
+
+    Wrong options of the mixer are left at their defaults for it, and an unknown teacher's site is a usual one.
+    """
+    import torch
+
+    component = draft.components.get("student.mixer") or draft.spared.get("student.mixer")
+    if component is None:
+        return
+    roles = None
+    for at in (site, ANY_SITE):
+        with contextlib.suppress(LinearizeError, ValueError), torch.device("meta"):
+            roles = roles or (component.build(at).roles() if at is not None else None)
+    for number, train, freeze in asked_roles(draft) if roles is not None else ():
+        with draft.telling(f"stages.{number}.train"):
+            _refuse_unknown(roles or {}, train, freeze, ", as far as the other problems let it be seen")
+
+
+def _refuse_unknown(
+    roles: Mapping[str, Collection[str]], train: Sequence[str], freeze: Sequence[str], reserve: str = ""
+) -> None:
+    known = sorted({role for of_parameter in roles.values() for role in of_parameter})
+    unknown = [role for role in (*train, *freeze) if role not in known]
+    if unknown:
+        asked, near = ", ".join(map(repr, unknown)), did_you_mean(unknown[0], known)
+        raise ValueError(
+            f"no parameter of the mixer has the role {asked}.{near} There are{reserve}: {', '.join(known)}"
+        )
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)

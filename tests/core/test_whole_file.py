@@ -1,0 +1,60 @@
+"""Files that are whole whenever a process dies, and the parts that dead processes leave."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from linearize.whole_file import LONGEST_WRITE_S, write_text, written_whole
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from linearize.whole_file import written_whole
+with written_whole(Path(sys.argv[1])) as part:
+    part.write_text("half")
+    os._exit(9)
+"""
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_writer_that_is_killed_leaves_the_old_file_and_the_next_one_removes_its_part(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "page [1].html"
+    write_text(path, "old")
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(path)], check=False)
+    assert killed.returncode == 9
+    assert path.read_text() == "old"
+    assert len(names(path.parent)) == 2
+    write_text(path, "new")
+    assert (path.read_text(), names(path.parent)) == ("new", {path.name})
+
+
+def test_a_part_of_a_process_that_may_live_is_left_alone_until_it_is_old(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    with written_whole(path) as part:
+        part.write_text("new")
+        of_parent = part.with_name(part.name.replace(str(os.getpid()), str(os.getppid())))
+    elsewhere = tmp_path / ".page.html.elsewhere.1.part"
+    for living in (of_parent, elsewhere):
+        living.touch()
+    write_text(path, "newer")
+    assert names(tmp_path) == {path.name, of_parent.name, elsewhere.name}
+    for living in (of_parent, elsewhere):
+        os.utime(living, (0, living.stat().st_mtime - LONGEST_WRITE_S - 60))
+    write_text(path, "newest")
+    assert names(tmp_path) == {path.name}
+
+
+def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    write_text(path, "old")
+    with pytest.raises(UnicodeEncodeError, match="surrogates not allowed"):
+        write_text(path, "half" * 10_000 + "\udc00")
+    assert (path.read_text(), names(tmp_path)) == ("old", {path.name})

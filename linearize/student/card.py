@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from linearize.student.description import StudentDescription, read_description
@@ -15,7 +17,7 @@ tags: [linearize, linear-attention]
 
 {linear} of the {total} attention sites of a `{base}` model run in linear time; {kept}. Made by linearize {version}.
 
-| site | tower | layer | mixer |
+| sites | tower | layers | mixer |
 |---|---|---|---|
 {rows}
 
@@ -72,11 +74,19 @@ def _kept(description: StudentDescription) -> str:
 
 
 def _rows(description: StudentDescription) -> str:
-    mixers = {entry.site: f"{entry.type} {json.dumps(entry.options)}" for entry in description.mixers}
-    return "\n".join(
-        f"| {site.index} | {site.tower} | {site.layer} | {mixers.get(site.index, 'attention, kept')} |"
-        for site in description.sites
-    )
+    """A row for each run of neighbouring sites of one tower that have the same mixer, or keep their attention."""
+    mixers = {entry.site: f"{entry.type} `{json.dumps(entry.options)}`" for entry in description.mixers}
+    told = [(site.tower, mixers.get(site.index, "attention, kept"), site) for site in description.sites]
+    rows = []
+    for (tower, mixer), group in itertools.groupby(told, key=lambda item: item[:2]):
+        sites = [site for *_, site in group]
+        rows.append(f"| {_span(s.index for s in sites)} | {tower} | {_span(s.layer for s in sites)} | {mixer} |")
+    return "\n".join(rows)
+
+
+def _span(numbers: Iterable[int]) -> str:
+    first, *rest = numbers
+    return f"{first}–{rest[-1]}" if rest else str(first)
 
 
 def _origin(description: StudentDescription) -> str:

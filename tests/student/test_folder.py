@@ -159,7 +159,7 @@ def test_the_folder_says_what_the_student_is_made_of(llama: Any, tmp_path: Path)
     assert json.loads((tmp_path / "generation_config.json").read_text())["max_new_tokens"] == 77
     card = (tmp_path / "README.md").read_text()
     assert "2 of the 4 attention sites of a `llama` model" in card
-    assert '| 3 | language | 3 | toy {"strength": 0.25} |' in card
+    assert '| 3 | language | 3 | toy `{"strength": 0.25}` |' in card
     assert '"seed": 5' in card
 
 

@@ -27,7 +27,8 @@ from linearize.student.mixers import build_mixer
 from linearize.student.modeling import load_student, save_student
 from linearize.student.site import SiteCapture
 
-CHANGE_LOGITS = {"gemma2", "cohere2", "chameleon"}
+CHANGE_LOGITS = {"gemma2", "paligemma", "cohere", "cohere2", "granite", "chameleon"}
+"""Families whose forward does something behind the output projection."""
 LAYOUTS = ("all", "every second")
 DECODING = {
     "greedy": {"do_sample": False},

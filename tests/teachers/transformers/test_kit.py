@@ -21,10 +21,15 @@ from linearize.protocols import TOKEN_IMAGE, TOKEN_PAD, TOKEN_TEXT, AttentionSit
 from linearize.testing import TeacherConformance
 
 
+class OfText(TeacherConformance):
+    takes_images = False
+
+
 class Sound(LoadsOnce):
     """Right in everything."""
 
     family = "llava"
+    kit: type[TeacherConformance] = TeacherConformance
 
     def load(self, *, dtype: torch.dtype, device: torch.device | str) -> Any:
         return self.change(super().load(dtype=dtype, device=device))
@@ -123,7 +128,7 @@ class CannotBeFrozen(Sound):
 class HidesWhatRunsBeforeTheHead(Sound):
     """On a model that multiplies its logits behind the head."""
 
-    family = "cohere2_vision"
+    family, kit = "cohere2", OfText
 
     def change(self, model: Any) -> Any:
         model.base_model_prefix = ""
@@ -240,11 +245,11 @@ BROKEN: list[tuple[type[Sound], tuple[str, ...]]] = [
 ]
 
 
-def failures(adapter: TransformersAdapter, tmp_path: Path, checks: Sequence[str]) -> tuple[str, ...]:
+def failures(adapter: Sound, tmp_path: Path, checks: Sequence[str]) -> tuple[str, ...]:
     """Those of ``checks`` that the adapter does not pass."""
     failed = []
     for name in checks:
-        check: Callable[..., None] = getattr(TeacherConformance(), name)
+        check: Callable[..., None] = getattr(adapter.kit(), name)
         try:
             if "tmp_path" in check.__code__.co_varnames[: check.__code__.co_argcount]:  # type: ignore[attr-defined]
                 check(adapter, tmp_path / name)

@@ -27,12 +27,14 @@ class HubDatasetConfig(RecordConfig):
     """Options of data source ``hub_dataset``."""
 
     path: str = Field(description="a dataset's hub id, a folder that save_to_disk wrote, or a folder of Parquet files")
-    subset: str | None = Field(default=None, description="the dataset's configuration; absent: its default one")
+    subset: str | None = Field(
+        default=None, description="the dataset's configuration; absent: its default one; not for save_to_disk"
+    )
     split: str = Field(
         default="train",
         description="a split, or a part of one such as train[:10%], which a folder of save_to_disk cannot give",
     )
-    revision: str | None = Field(default=None, description="a commit or tag of the hub's repository")
+    revision: str | None = Field(default=None, description="a commit or tag of the hub's repository; hub ids only")
     image: str | None = Field(
         default=None, description='the column with an image or a list of them; absent: "image" or "images", if any'
     )
@@ -153,8 +155,8 @@ def _open(config: HubDatasetConfig) -> Any:
     with hub.asked_once(config.path) as obstacle:
         try:
             if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
-                found = datasets.load_from_disk(str(folder))
-                return _saved_split(config, found)
+                _refuse_hub_options(config)
+                return _saved_split(config, datasets.load_from_disk(str(folder)))
             return datasets.load_dataset(config.path, config.subset, split=config.split, revision=config.revision)
         except DataError:
             raise
@@ -169,6 +171,16 @@ def _open(config: HubDatasetConfig) -> Any:
                 "dataset's hub id, a folder that save_to_disk wrote or one of Parquet files; a private one needs a "
                 "token (`hf auth login`)"
             ) from error
+
+
+def _refuse_hub_options(config: HubDatasetConfig) -> None:
+    """What save_to_disk wrote holds one version of one subset, and its name says neither."""
+    named = [f"data.{name} = '{getattr(config, name)}'" for name in ("subset", "revision") if getattr(config, name)]
+    if named:
+        raise DataError(
+            f"{' and '.join(named)} cannot be chosen in {config.path}: save_to_disk wrote that folder, with one "
+            "version of one subset. Leave it out, or give data.path the dataset's hub id"
+        )
 
 
 def _saved_split(config: HubDatasetConfig, found: Any) -> Any:

@@ -17,11 +17,19 @@ def kl_sum(teacher_PV: Tensor, student_PV: Tensor, *, temperature: float = 1.0, 
 
     Computed in float32 whatever the logits are. Source of the temperature: Hinton et al., arXiv 1503.02531, section 2.
     """
-    log_p = torch.log_softmax(teacher_PV.float() / temperature, dim=-1)
-    log_q = torch.log_softmax(student_PV.float() / temperature, dim=-1)
+    log_p, log_q = (_log_probabilities(logits_PV, temperature) for logits_PV in (teacher_PV, student_PV))
     if reverse:
         log_p, log_q = log_q, log_p
     return (log_p.exp() * (log_p - log_q)).sum() * temperature**2
+
+
+def _log_probabilities(logits_PV: Tensor, temperature: float) -> Tensor:
+    """A token that a model masks (minus infinity, or its dtype's least number) has no probability in both, and no NaN.
+
+    A quarter of float32's range: differences of two such numbers are finite.
+    """
+    least = torch.finfo(torch.float32).min / 4
+    return torch.log_softmax((logits_PV.float() / temperature).clamp_min(least), dim=-1)
 
 
 def kl_backward(
@@ -40,7 +48,8 @@ def kl_backward(
     The logits of both models exist for ``chunk`` positions at a time, so memory does not grow with T times V.
 
     Args:
-        head: the output projection, hidden states to logits; frozen, shared by both models.
+        head: hidden states to logits, by the output projection and what the model does behind it; frozen, shared by
+            both models.
         teacher_PD: without grad. student_PD: with the graph that leads to the student's parameters.
         added: another loss on the same graph, which one backward frees.
     """

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from linearize.distill.hidden import HiddenState, hidden_error, site_inputs
+from linearize.distill.logits import FinalHidden, final_hidden, without_logits
 from linearize.distill.losses import SiteError, kl_backward
 from linearize.distill.options import LayerMseConfig, LogitKlConfig
 from linearize.protocols import TOKEN_PAD, TOKEN_TEXT, Batch
@@ -123,17 +123,17 @@ class LogitKl:
         """
         predicting_BT = self._predicting(batch)
         with torch.no_grad(), teacher_route(model):
-            teacher_BTD, teacher_states = self._run(model, batch)
-        student_BTD, student_states = self._run(model, batch)
+            teacher, teacher_states = self._run(model, batch)
+        student, student_states = self._run(model, batch)
         added = None
         if self.config.hidden_weight:
             num_valid = (batch.token_kind_BT != TOKEN_PAD).sum()
             error = hidden_error(teacher_states, student_states) * num_valid
             added = error * (self.config.hidden_weight / total_weight)
         loss = kl_backward(
-            model.get_output_embeddings(),  # type: ignore[operator]
-            teacher_BTD[predicting_BT],
-            student_BTD[predicting_BT],
+            teacher.to_logits,
+            teacher.x_BTD[predicting_BT],
+            student.x_BTD[predicting_BT],
             divisor=total_weight,
             temperature=self.config.temperature,
             reverse=self.config.direction == "reverse",
@@ -142,13 +142,13 @@ class LogitKl:
         )
         return Measured(loss)
 
-    def _run(self, model: nn.Module, batch: Batch) -> tuple[Tensor, list[HiddenState]]:
-        """Final hidden states [B, T, D], and where they are compared those of all layers."""
+    def _run(self, model: nn.Module, batch: Batch) -> tuple[FinalHidden, list[HiddenState]]:
+        """Final hidden states, and where they are compared those of all layers."""
         if not self.config.hidden_weight:
             return final_hidden(model, batch), []
         with site_inputs(model) as states:
-            final_BTD = final_hidden(model, batch)
-        return final_BTD, [*states, HiddenState(final_BTD, batch.token_kind_BT != TOKEN_PAD)]
+            final = final_hidden(model, batch)
+        return final, [*states, HiddenState(final.x_BTD, batch.token_kind_BT != TOKEN_PAD)]
 
     def _predicting(self, batch: Batch) -> Tensor:
         """[B, T], True where the logits of a position count: those that predict a token which counts."""
@@ -163,31 +163,3 @@ class LogitKl:
         predicting_BT = torch.zeros_like(wanted_BT)
         predicting_BT[:, :-1] = wanted_BT[:, 1:] & (kind_BT[:, :-1] != TOKEN_PAD)
         return predicting_BT
-
-
-def final_hidden(model: nn.Module, batch: Batch) -> Tensor:
-    """What the output projection would get: final hidden states [B, T, D]; no logit is computed."""
-    kept: list[Tensor] = []
-    with without_logits(model, kept):
-        model(**batch.inputs, use_cache=False)
-    return kept[0]
-
-
-@contextmanager
-def without_logits(model: nn.Module, kept: list[Tensor] | None = None) -> Iterator[None]:
-    """Inside, the output projection gets no token; its input is put into ``kept``.
-
-    A hook and not `logits_to_keep`: every transformers model has output embeddings, but not all have that argument.
-    """
-    head: Any = model.get_output_embeddings()  # type: ignore[operator]
-
-    def empty(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        if kept is not None:
-            kept.append(args[0])
-        return (args[0][:, :0], *args[1:])
-
-    hook = head.register_forward_pre_hook(empty)
-    try:
-        yield
-    finally:
-        hook.remove()

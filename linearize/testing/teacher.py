@@ -39,6 +39,7 @@ from linearize.student.modeling import load_student, save_student, student_state
 from linearize.testing.attention import attend
 from linearize.testing.batch_checks import check_answer, check_batches, check_prompts
 from linearize.testing.diagnosis import Case, explain
+from linearize.testing.model_checks import check_logits, check_published
 from linearize.testing.numbers import assert_values_near
 from linearize.testing.site_checks import check_call, check_facts, check_module, check_rope, check_shapes, check_theta
 from linearize.testing.teacher_inputs import load, load_frozen, logits_of, picture
@@ -256,6 +257,10 @@ class TeacherConformance:
             "forward"
         )
 
+    def test_objectives_see_the_logits_that_the_model_gives(self, adapter: TeacherAdapter) -> None:
+        """Behind its head, too: a stage of logit_kl trains on what generate() will choose from."""
+        check_logits(load_frozen(adapter), self._full_batch(adapter), self.tolerance)
+
     def test_a_student_writes_with_a_cache_what_it_writes_without(self, adapter: TeacherAdapter) -> None:
         """Every second site linear, left-padded prompts with and without images, greedily."""
         model = load(adapter)
@@ -363,16 +368,7 @@ class TeacherConformance:
         """For adapters that offer one: there and back again."""
         if not hasattr(adapter, "to_published"):
             pytest.skip("this adapter has no published layout")
-        published: Any = adapter
-        model = load(adapter)
-        again = published.from_published(*published.to_published(model)).state_dict()
-        assert again.keys() == model.state_dict().keys()
-        for name, tensor in model.state_dict().items():
-            assert torch.equal(tensor, again[name]), name
-        _, state = published.to_published(model)
-        for site in adapter.sites():
-            prefix = published.published_attention_prefix(site)
-            assert any(name.startswith(prefix) for name in state), f"no published tensor begins with {prefix}"
+        check_published(adapter, load(adapter), list(adapter.sites()))
 
     # What the checks share.
 

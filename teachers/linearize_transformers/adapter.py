@@ -22,7 +22,7 @@ from linearize_transformers.batching import Batcher
 from linearize_transformers.config import TransformersTeacherConfig
 from linearize_transformers.facts import attention_weights, with_facts
 from linearize_transformers.lora import merge_adapter
-from linearize_transformers.models import PROCESSOR_OPTIONS, auto_class, empty_model, has_processor
+from linearize_transformers.models import PROCESSOR_OPTIONS, auto_class, empty_model, has_processor, refuse_attention
 from linearize_transformers.prefix import PREFIX_MODELS, PrefixBatcher
 from linearize_transformers.prompt import Template
 from linearize_transformers.sites import FoundSite, find_sites
@@ -53,6 +53,7 @@ class TransformersAdapter:
 
     @functools.cached_property
     def _found(self) -> dict[int, FoundSite]:
+        refuse_attention(self._empty_model, self.options.attention)
         model, config = self._empty_model, copy.deepcopy(self.config.get_text_config(decoder=True))
         # The empty model is built as transformers chooses: what the option names need not be installed here.
         if self.options.attention != "auto":
@@ -71,7 +72,8 @@ class TransformersAdapter:
         """Every softmax self-attention of the decoder, in execution order; from config.json alone.
 
         Raises:
-            CheckpointError: the model cannot be converted; says which part of it and why.
+            CheckpointError: the model cannot be converted; says which part of it and why. Or its attention cannot be
+                computed as the recipe says.
         """
         return [found.site for found in self._found.values()]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -27,6 +27,9 @@ PROCESSOR_OPTIONS: dict[str, dict[str, Any]] = {"mllama": {"backend": "pil"}}
 Mllama's image processor for torchvision fails, or gives images the shapes of others, when a conversation of the batch
 has no image (transformers 5.23); the one for Pillow does not.
 """
+
+SUPPORT_FLAGS = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn"}
+"""``teacher.attention`` -> the class attribute by which transformers knows which models can; all can "eager"."""
 
 
 def model_classes() -> dict[str, str]:
@@ -91,3 +94,19 @@ def empty_model(config: Any) -> nn.Module:
             f"or a copy of this one whose config.json says it, if its other keys are those of '{own.model_type}'"
         )
     return model
+
+
+def refuse_attention(model: nn.Module, attention: str) -> None:
+    """Tells before a weight is loaded what transformers would tell while it loads them.
+
+    Raises:
+        CheckpointError: a part of the model cannot compute its attention so.
+    """
+    flag = SUPPORT_FLAGS.get(attention)
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)] if flag else []
+    unable = dict.fromkeys(type(part).__name__ for part in parts if not getattr(part, str(flag), True))
+    if unable:
+        raise CheckpointError(
+            f"teacher.attention is '{attention}', which transformers does not offer for {', '.join(unable)}, as where "
+            "scores are capped; set teacher.attention to 'eager', or to 'auto' for the fastest that the model can do"
+        )

@@ -128,7 +128,7 @@ TEXT_FAMILIES = (
     text("phi", partial_rotary_factor=0.5, qk_layernorm=True),
     text("stablelm", partial_rotary_factor=0.5, use_qkv_bias=True),
     text("starcoder2", sliding_window=None),
-    text("granite", attention_multiplier=0.4),
+    text("granite", attention_multiplier=0.4, logits_scaling=4.0),
     text("persimmon", partial_rotary_factor=0.5),
     text("qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16),
     text("mixtral", num_local_experts=4, num_experts_per_tok=2, sliding_window=None),

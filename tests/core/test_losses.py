@@ -57,6 +57,24 @@ def test_kl_of_bfloat16_logits_is_computed_in_float32() -> None:
     assert float(value) == pytest.approx(float(direct_kl(teacher_PV, student_PV, 1.0, False)), rel=1e-5)
 
 
+@pytest.mark.parametrize("masked", [-torch.inf, torch.finfo(torch.float32).min, torch.finfo(torch.bfloat16).min])
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_tokens_that_a_model_masks_count_as_if_they_were_not_there(
+    masked: float, temperature: float, reverse: bool
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    teacher_PV, student_PV = (torch.randn(POSITIONS, VOCABULARY, generator=generator) for _ in range(2))
+    expected = kl_sum(teacher_PV[:, 2:], student_PV[:, 2:], temperature=temperature, reverse=reverse)
+    teacher_PV[:, :2] = student_PV[:, :2] = masked
+    student_PV.requires_grad_()
+    value = kl_sum(teacher_PV, student_PV, temperature=temperature, reverse=reverse)
+    value.backward()
+    assert float(value.detach()) == pytest.approx(float(expected), rel=1e-5)
+    assert student_PV.grad is not None
+    assert bool(student_PV.grad.isfinite().all())
+
+
 def test_no_position_gives_no_loss_and_no_gradient() -> None:
     head = nn.Linear(WIDTH, VOCABULARY)
     student_PD = torch.zeros(0, WIDTH, requires_grad=True)

@@ -84,6 +84,22 @@ def test_messages_of_parts_and_pairs_of_user_and_assistant_are_read_too(tmp_path
         assert source[0].turns == (Turn("<image>\nWhat?", "red"),)
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"subset": "small"}, r"data\.subset = 'small' cannot"),
+        ({"revision": "v1"}, r"data\.revision = 'v1' cannot"),
+        ({"subset": "small", "revision": "v1"}, r"data\.subset = 'small' and data\.revision = 'v1' cannot"),
+    ],
+)
+def test_a_saved_folder_refuses_what_only_the_hub_can_choose(
+    tmp_path: Path, options: dict[str, str], named: str
+) -> None:
+    path = write(tmp_path, {"conversations": [said("Hm?")]})
+    with pytest.raises(DataError, match=rf"{named} be chosen in .*saved: save_to_disk wrote.*Leave it out"):
+        open_source(path, **options)
+
+
 def test_a_folder_of_parquet_files_and_a_part_of_its_split_are_opened(tmp_path: Path) -> None:
     rows = datasets.Dataset.from_dict({"conversations": [said(f"{number}?") for number in range(10)]})
     (tmp_path / "data").mkdir()

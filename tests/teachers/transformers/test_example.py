@@ -1,4 +1,4 @@
-"""examples/smolvlm_mamba2.toml from end to end, on a tiny checkpoint of the same classes and a few records."""
+"""The SmolVLM examples from end to end, on tiny checkpoints of the same classes and a few records."""
 
 from __future__ import annotations
 
@@ -17,8 +17,12 @@ import linearize
 from linearize.api import check, override_texts
 from linearize.cli import app
 from linearize.data.conversation import Conversation, Turn
+from linearize.plugins import Plugins
+from linearize.specs import MixerSpec
+from linearize.student.convert import linearized_sites
 
-EXAMPLE = Path(__file__).parents[3] / "examples" / "smolvlm_mamba2.toml"
+EXAMPLES = Path(__file__).parents[3] / "examples"
+EXAMPLE = EXAMPLES / "smolvlm_mamba2.toml"
 
 
 @pytest.fixture
@@ -38,13 +42,14 @@ def records(tmp_path: Path) -> Path:
 
 @pytest.mark.filterwarnings("ignore:.*beam search", "ignore:__array__")
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("mixer", "name", "options"),
     [
-        ("smolvlm", {"do_image_splitting": False}),
-        ("qwen2_5_vl", {"size": {"shortest_edge": 64, "longest_edge": 256}}),
-        ("llava_onevision", {}),
-        ("internvl", {"max_patches": 1}),
-        ("fuyu", {}),
+        ("mamba2", "smolvlm", {"do_image_splitting": False}),
+        ("gated_delta_net", "smolvlm", {"do_image_splitting": False}),
+        ("mamba2", "qwen2_5_vl", {"size": {"shortest_edge": 64, "longest_edge": 256}}),
+        ("mamba2", "llava_onevision", {}),
+        ("mamba2", "internvl", {"max_patches": 1}),
+        ("mamba2", "fuyu", {}),
     ],
 )
 def test_the_example_runs_and_its_student_answers(
@@ -52,6 +57,7 @@ def test_the_example_runs_and_its_student_answers(
     records: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    mixer: str,
     name: str,
     options: dict[str, Any],
 ) -> None:
@@ -63,12 +69,16 @@ def test_the_example_runs_and_its_student_answers(
     }  # fmt: skip
     overrides |= {f"stages.{stage}.{key}": value for stage in ("align-new", "align-mixer", "distill")
                   for key, value in (("steps", 2), ("batch_size", 2))}  # fmt: skip
-    plan = check(EXAMPLE, overrides).plan
+    example = EXAMPLES / f"smolvlm_{mixer}.toml"
+    plan = check(example, overrides).plan
     assert (len(plan.sites), len(plan.linear)) == (2, 1)
     assert plan.sites[0].path.endswith(".layers.0.self_attn")
-    result = linearize.run(EXAMPLE, overrides)
+    result = linearize.run(example, overrides)
+    assert result.folder.name == f"smolvlm-{mixer.replace('_', '-')}"
     student = linearize.load_student(result.folder / "student")
     assert student.config.model_type == f"linearize_{name}"
+    (linear,) = (slot for slot in linearized_sites(student) if slot.linear)
+    assert type(linear.mixer) is Plugins.discover().registry.get(MixerSpec, mixer).builder()
     teacher = linearize.load_teacher("transformers", checkpoint(name), processor=options)
     question = Conversation((Turn("<image>\nhow many?", ""),), (Image.new("RGB", (40, 28)),))
     batch = teacher.adapter.batch([question], for_generation=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,18 @@ from torch import nn
 from transformers import GenerationConfig
 
 from linearize.data.conversation import Conversation, Turn
+from linearize.distill.logits import final_hidden
 from linearize.distill.objectives import LayerMse, LogitKl
 from linearize.distill.options import LayerMseConfig, LogitKlConfig
 from linearize.plugins import Plugins
 from linearize.specs import MixerSpec, SeederSpec
-from linearize.student.convert import convert, linearized_sites, observe, set_linear
+from linearize.student.convert import convert, linearized_sites, observe, set_linear, teacher_route
 from linearize.student.mixers import build_mixer
 from linearize.student.modeling import load_student, save_student
 from linearize.student.site import SiteCapture
 
+CHANGE_LOGITS = {"gemma2", "paligemma", "cohere", "cohere2", "granite", "chameleon"}
+"""Families whose forward does something behind the output projection."""
 LAYOUTS = ("all", "every second")
 DECODING = {
     "greedy": {"do_sample": False},
@@ -95,6 +99,25 @@ def test_a_step_gives_gradients_to_every_linear_mixer_and_to_nothing_else(
     for name, gradient in gradients.items():
         assert bool(torch.isfinite(gradient).all()), name
         assert "q_proj" not in name or float(gradient.abs().max()) > 0, name
+
+
+@torch.no_grad()
+def test_the_objective_of_logits_sees_those_of_the_models_own_forward(
+    student: Student, adapter: TransformersAdapter, family: Family
+) -> None:
+    """Soft caps, factors and masks behind the head included; on both routes."""
+    batch = adapter.batch(student.conversations)
+    model, head = student.model, student.model.get_output_embeddings()
+    for route in (nullcontext(), teacher_route(model)):
+        with route:
+            expected_BTV = model(**batch.inputs, use_cache=False).logits
+            final = final_hidden(model, batch)
+            logits_PV = final.to_logits(final.x_BTD.flatten(0, 1))
+        # The head's product of all rows at once is summed in another order.
+        torch.testing.assert_close(logits_PV, expected_BTV.flatten(0, 1), rtol=1e-4, atol=1e-5)
+        bare_PV = head(final.x_BTD.flatten(0, 1))
+        is_bare = torch.allclose(bare_PV, logits_PV, rtol=1e-4, atol=1e-5)
+        assert is_bare != (family.model_type in CHANGE_LOGITS), "CHANGE_LOGITS lists who does so behind the head"
 
 
 def generate(model: Any, inputs: dict[str, Any], forbidden: Collection[int], **options: Any) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from linearize_transformers.sites import find_sites
 from linearize_transformers.support import FAMILIES, TEXT, caveats
 from torch import nn
 from transformers import CONFIG_MAPPING, BertConfig, T5Config
+from transformers.models.gemma2.modeling_gemma2 import Gemma2PreTrainedModel
 
 from linearize.errors import CheckpointError
 
@@ -208,6 +210,26 @@ def test_attention_that_reads_images_in_both_directions_is_told() -> None:
     (caveat,) = caveats(CONFIG_MAPPING["gemma3"](), [])
     assert "reads the tokens of an image in both directions" in caveat
     assert caveats(CONFIG_MAPPING["llava"](), []) == []
+
+
+@pytest.mark.skipif(Gemma2PreTrainedModel._supports_sdpa, reason="this transformers leaves the soft cap out instead")
+@pytest.mark.parametrize("name", ["gemma2", "paligemma"])
+def test_an_attention_that_the_model_cannot_compute_is_refused_before_it_is_loaded(
+    checkpoint: Callable[[str], Path], name: str
+) -> None:
+    options: dict[str, Any] = {"checkpoint": str(checkpoint(name))}
+    with pytest.raises(CheckpointError, match=r"teacher\.attention is 'sdpa'.*Gemma2Model.*set teacher\.attention to"):
+        TransformersAdapter(TransformersTeacherConfig(**options, attention="sdpa")).sites()
+    for attention in ("auto", "eager"):
+        assert TransformersAdapter(TransformersTeacherConfig(**options, attention=attention)).sites()
+
+
+def test_flash_attention_is_refused_where_a_part_of_the_model_has_none(checkpoint: Callable[[str], Path]) -> None:
+    """Whether its package is installed or not."""
+    options: dict[str, Any] = {"attention": "flash_attention_2"}
+    with pytest.raises(CheckpointError, match=r"'flash_attention_2'.*for MllamaForConditionalGeneration, "):
+        TransformersAdapter(TransformersTeacherConfig(checkpoint=str(checkpoint("mllama")), **options)).sites()
+    assert TransformersAdapter(TransformersTeacherConfig(checkpoint=str(checkpoint("llama")), **options)).sites()
 
 
 @pytest.mark.parametrize("checkpoint", ["./no/such/folder", "/nowhere", "a/b/c"])

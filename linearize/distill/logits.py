@@ -1,0 +1,107 @@
+"""A model's passes without logits, and its own way from final hidden states to logits.
+
+What stands behind the output projection (a soft cap, a factor, a mask of tokens) is the model's own code and known to
+nobody else. So it is the model that turns hidden states into logits, while what stands before the projection does not
+run again.
+
+Letters: B batch, T tokens, D model width, P positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from linearize.protocols import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class FinalHidden:
+    """What the output projection would get, and how the model goes on from there.
+
+    Attributes:
+        x_BTD: final hidden states.
+        to_logits: from hidden states [P, D] of any of the model's routes to the logits [P, V] that its forward gives.
+    """
+
+    x_BTD: Tensor
+    to_logits: Callable[[Tensor], Tensor]
+
+
+def final_hidden(model: nn.Module, batch: Batch) -> FinalHidden:
+    """One pass in which no logit is computed."""
+    head, base = _head(model), _before_head(model)
+    kept: list[Tensor] = []
+    outputs: list[Any] = []
+    with without_logits(model, kept), _outputs_of(base, outputs):
+        model(**batch.inputs, use_cache=False)
+    if base is None:
+        return FinalHidden(kept[0], head)
+
+    def to_logits(x_PD: Tensor) -> Tensor:
+        def put(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (x_PD[None], *args[1:])
+
+        with _hooked(head.register_forward_pre_hook(put)), _answers(base, outputs[-1]):
+            logits_PV: Tensor = model(**batch.inputs, use_cache=False).logits[0]
+        return logits_PV
+
+    return FinalHidden(kept[0], to_logits)
+
+
+@contextmanager
+def without_logits(model: nn.Module, kept: list[Tensor] | None = None) -> Iterator[None]:
+    """Inside, the output projection gets no token; its input is put into ``kept``.
+
+    A hook and not `logits_to_keep`: every transformers model has output embeddings, but not all have that argument.
+    """
+
+    def empty(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if kept is not None:
+            kept.append(args[0])
+        return (args[0][:, :0], *args[1:])
+
+    with _hooked(_head(model).register_forward_pre_hook(empty)):
+        yield
+
+
+def _head(model: Any) -> Any:
+    return model.get_output_embeddings()
+
+
+def _before_head(model: Any) -> Any:
+    """The module that gives the final hidden states, or None: then the projection's output is taken for the logits."""
+    base = getattr(model, "base_model", model)
+    head = _head(model)
+    return None if any(module is head for module in base.modules()) else base
+
+
+def _outputs_of(module: nn.Module | None, outputs: list[Any]) -> AbstractContextManager[None]:
+    if module is None:
+        return nullcontext()
+    return _hooked(module.register_forward_hook(lambda _, __, output: outputs.append(output)))
+
+
+@contextmanager
+def _hooked(hook: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def _answers(module: Any, output: Any) -> Iterator[None]:
+    """Inside, a call of ``module`` gives ``output``; a hook could not keep it from running."""
+    own = vars(module).get("forward")
+    module.forward = lambda *_, **__: output
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own

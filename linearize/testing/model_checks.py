@@ -1,0 +1,52 @@
+"""What a teacher's model has to hold to as a whole: its logits as objectives see them, its published layout.
+
+Letters: B batch, T tokens, D model width, X vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from linearize.distill.logits import final_hidden
+from linearize.protocols import AttentionSite, Batch
+from linearize.testing.numbers import assert_values_near
+from linearize.testing.teacher_inputs import logits_of
+
+BEHIND_THE_HEAD = (
+    "a stage of logit_kl would not see that: give the model's class a base_model_prefix, the name of its attribute "
+    "that holds all which runs before the head, without the head itself, and let its forward call that once."
+)
+
+
+@torch.no_grad()
+def check_logits(model: Any, batch: Batch, tolerance: float) -> None:
+    """Fails unless the logits that an objective makes of final hidden states are those of the model's forward."""
+    __tracebackhide__ = True
+    final = final_hidden(model, batch)
+    logits_BTX = final.to_logits(final.x_BTD.flatten(0, 1)).unflatten(0, final.x_BTD.shape[:2])
+    expected_BTX = logits_of(model, batch)
+    masked = torch.finfo(expected_BTX.dtype).min / 2  # beside such a number all others would be near each other
+    same = torch.equal(logits_BTX < masked, expected_BTX < masked)
+    assert same, f"the model masks logits behind the head, as by a least number; {BEHIND_THE_HEAD}"
+    assert_values_near(
+        torch.where(logits_BTX < masked, 0, logits_BTX),
+        torch.where(expected_BTX < masked, 0, expected_BTX),
+        tolerance,
+        f"the model changes logits behind the head, as by a factor or a soft cap; {BEHIND_THE_HEAD} Against "
+        "forward's, the objective's logits are",
+    )
+
+
+def check_published(adapter: Any, model: Any, sites: list[AttentionSite]) -> None:
+    """Fails unless the published layout holds every tensor, and each site's attention under its prefix."""
+    __tracebackhide__ = True
+    config, state = adapter.to_published(model)
+    again = adapter.from_published(config, state).state_dict()
+    assert again.keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again[name]), name
+    for site in sites:
+        prefix = adapter.published_attention_prefix(site)
+        assert any(name.startswith(prefix) for name in state), f"no published tensor begins with {prefix}"

@@ -247,7 +247,7 @@ def _resolve_component(
     try:
         return ResolvedComponent(spec, read_options(model, component.options(), plugins))
     except ValidationError as error:
-        draft.problems.extend(describe_validation(error, model, path, draft.tables))
+        draft.problems.extend(describe_validation(error, model, path, draft.tables, also=("type",)))
         wrong = {item["loc"][0] for item in error.errors() if item["loc"]}
         right = {key: value for key, value in component.options().items() if key not in wrong}
         with contextlib.suppress(ValidationError):

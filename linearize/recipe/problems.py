@@ -16,16 +16,17 @@ Path = tuple[int | str, ...]
 
 
 def describe_validation(
-    error: ValidationError, model: type[BaseModel], prefix: str = "", tables: Any = None
+    error: ValidationError, model: type[BaseModel], prefix: str = "", tables: Any = None, also: Sequence[str] = ()
 ) -> list[str]:
     """Pydantic's findings as "toml.path: what is wrong; got VALUE", with a suggestion for misspelt keys.
 
     Args:
         prefix: path of the table that was validated.
         tables: the whole recipe, where entries of its lists are to be told by name.
+        also: keys that the table may have beside those of ``model``, such as a component's ``type``.
     """
     lines = []
-    for location, text, _ in find_problems(error, model):
+    for location, text, _ in find_problems(error, model, also):
         path = ".".join([prefix, *map(str, location)] if prefix else map(str, location))
         lines.append(f"{told_path(path, tables) or 'recipe'}: {text}")
     return lines
@@ -53,8 +54,10 @@ def entry_name(entry: Any) -> str:
     return name if isinstance(name, str) else ""
 
 
-def find_problems(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[Path, str, Any]]:
-    """Where in the table, what is wrong there, and what stands there."""
+def find_problems(
+    error: ValidationError, model: type[BaseModel], also: Sequence[str] = ()
+) -> Iterator[tuple[Path, str, Any]]:
+    """Where in the table, what is wrong there, and what stands there; ``also``: see ``describe_validation``."""
     items = error.errors()
     for item in items:
         inside = [other for other in items if other is not item and other["loc"][: len(item["loc"])] == item["loc"]]
@@ -64,7 +67,7 @@ def find_problems(error: ValidationError, model: type[BaseModel]) -> Iterator[tu
         if item["type"] == "missing":
             text = "is required"
         elif item["type"] == "extra_forbidden":
-            known = _keys_at(model, [str(part) for part in location[:-1]])
+            known = [*(also if len(location) == 1 else ()), *_keys_at(model, [str(part) for part in location[:-1]])]
             near = did_you_mean(str(location[-1]), known)
             text = f"unknown key; got {item['input']!r}.{near} Known: {', '.join(known)}"
         elif item["type"] == TOLD:

@@ -50,6 +50,12 @@ def test_a_component_without_a_type_changes_the_default_one(tables: dict[str, An
     assert problem.startswith("student.seeder.stile: unknown key")
 
 
+def test_a_misspelt_type_is_recognised(tables: dict[str, Any], plugins: Plugins) -> None:
+    tables["student"]["mixer"]["typ"] = "gla"
+    (problem,) = problems(tables, plugins)
+    assert problem.startswith("student.mixer.typ: unknown key; got 'gla'. Did you mean 'type'? Known: type, ")
+
+
 def test_problems_of_core_and_plugins_come_all_at_once_by_path(tables: dict[str, Any], plugins: Plugins) -> None:
     tables["stages"][0]["steps"] = 0
     tables["stages"][1]["stpes"] = 5

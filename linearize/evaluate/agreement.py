@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
+from linearize.distill.losses import kl_sum
 from linearize.evaluate.modes import inference
 from linearize.evaluate.order import length_ordered_batches
 from linearize.student.convert import teacher_route
@@ -82,14 +83,8 @@ def compare_logits(teacher_PW: Tensor, student_PW: Tensor) -> Agreement:
     """The agreement of two sets of logits in any dtype; the softmax is taken in fp32, a few positions at a time."""
     total = Agreement()
     for teacher, student in zip(teacher_PW.split(POSITIONS_AT_ONCE), student_PW.split(POSITIONS_AT_ONCE), strict=True):
-        kl = functional.kl_div(
-            functional.log_softmax(student.float(), -1),
-            functional.log_softmax(teacher.float(), -1),
-            reduction="sum",
-            log_target=True,
-        )
         same = int((teacher.argmax(-1) == student.argmax(-1)).sum())
-        total += Agreement(float(kl), same, teacher.shape[0])
+        total += Agreement(float(kl_sum(teacher, student)), same, teacher.shape[0])
     return total
 
 

@@ -82,6 +82,17 @@ def test_the_divergence_is_that_of_the_student_from_the_teacher_and_not_the_othe
     assert compare_logits(teacher_PW, student_PW).kl == pytest.approx(forward, rel=1e-5)
 
 
+@pytest.mark.parametrize("masked", [-math.inf, torch.finfo(torch.float32).min])
+def test_tokens_that_a_model_masks_count_as_if_they_were_not_there(masked):
+    generator = torch.Generator().manual_seed(0)
+    teacher_PW, student_PW = (torch.randn(3, 6, generator=generator) for _ in range(2))
+    expected = compare_logits(teacher_PW[:, 2:], student_PW[:, 2:])
+    teacher_PW[:, :2] = student_PW[:, :2] = masked
+    found = compare_logits(teacher_PW, student_PW)
+    assert found.kl == pytest.approx(expected.kl, rel=1e-5)
+    assert found.same_top1 == expected.same_top1
+
+
 def test_more_positions_than_fit_at_once_are_all_counted():
     generator = torch.Generator().manual_seed(0)
     teacher_PW, student_PW = (torch.randn(POSITIONS_AT_ONCE * 2 + 3, 5, generator=generator) for _ in range(2))

@@ -123,6 +123,32 @@ def test_the_objective_of_logits_sees_those_of_the_models_own_forward(
             assert is_bare != (family.model_type in CHANGE_LOGITS), "CHANGE_LOGITS lists who does so behind the head"
 
 
+@pytest.mark.parametrize("family", sorted(CHANGE_LOGITS), indirect=True)
+@pytest.mark.parametrize("student", ["all"], indirect=True)
+def test_logit_kl_and_its_gradients_are_those_of_the_models_own_logits(
+    student: Student, adapter: TransformersAdapter
+) -> None:
+    """Not of the bare head's, a few positions at a time, against whole logits and one backward."""
+    model, batch = student.model, adapter.batch(student.conversations)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    predicting_BT = batch.loss_mask_BT.roll(-1, 1)  # no row's first token is an answer's
+    with torch.no_grad(), teacher_route(model):
+        teacher_PV = model(**batch.inputs, use_cache=False).logits[predicting_BT]
+    student_PV = model(**batch.inputs, use_cache=False).logits[predicting_BT]
+    expected = torch.nn.functional.kl_div(
+        student_PV.log_softmax(-1), teacher_PV.log_softmax(-1), reduction="batchmean", log_target=True
+    )
+    gradients = torch.autograd.grad(expected, list(trained.values()))
+    model.zero_grad()
+    objective = LogitKl(LogitKlConfig(tokens="answers", chunk_tokens=3))
+    measured = objective.backward(model, batch, student.linear, objective.weight(batch))
+    # fp32 sums in another order.
+    torch.testing.assert_close(torch.as_tensor(measured.loss), expected.detach(), rtol=1e-3, atol=1e-7)
+    for (name, parameter), gradient in zip(trained.items(), gradients, strict=True):
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-3 * scale, msg=name)
+
+
 def generate(model: Any, inputs: dict[str, Any], forbidden: Collection[int], **options: Any) -> torch.Tensor:
     torch.manual_seed(4)
     config = GenerationConfig(

@@ -1,0 +1,34 @@
+"""Students that earlier versions saved: what they answered then, they answer now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from linearize_hovle.processing import HovleProcessor
+from safetensors.torch import load_file
+
+from linearize.student.modeling import load_student, save_student
+
+SAVED = Path(__file__).resolve().parents[1] / "fixtures" / "saved_students"
+FOLDERS = ("hovle_linear", "smolvlm_hybrid")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_student_of_an_earlier_version_answers_as_it_did_and_can_be_saved_again(name: str, tmp_path: Path) -> None:
+    inputs = load_file(SAVED / name / "io.safetensors")
+    expected = inputs.pop("logits")
+    near = 1e-4 * float(expected.abs().max())  # float32 sums in another order
+    student = load_student(SAVED / name / "student")
+    torch.testing.assert_close(student(**inputs).logits, expected, atol=near, rtol=0)
+    save_student(student, tmp_path / "again")
+    torch.testing.assert_close(load_student(tmp_path / "again")(**inputs).logits, expected, atol=near, rtol=0)
+
+
+def test_the_processor_of_an_earlier_student_writes_the_same_prompt() -> None:
+    folder = SAVED / "hovle_linear" / "student"
+    processor = HovleProcessor.from_pretrained(folder)
+    assert processor.chat_template == (folder / "chat_template.jinja").read_text()
+    assert processor.tokenizer("red circles")["input_ids"][0] == processor.tokenizer.bos_token_id

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from linearize.errors import RecipeError
+from linearize.errors import Problem, RecipeError
 
 Table = dict[str, Any]
 
@@ -111,12 +111,13 @@ def ask_split(base: Table, split: str) -> None:
     """
     benchmarks = base["evaluate"]["benchmarks"]
     problems = [
-        f"evaluate.benchmarks.{number}: '{table['type']}' has no option `split`; one that has it was due"
+        Problem(f"evaluate.benchmarks.{number}", f"'{table['type']}' has no option `split`; one that has it was due")
         for number, table in enumerate(benchmarks)
         if "split" not in table
     ]
     if problems or not benchmarks:
-        raise RecipeError("the ablation's recipe", problems or ["evaluate.benchmarks: is empty; at least one was due"])
+        empty = Problem("evaluate.benchmarks", "is empty; at least one was due", code="empty")
+        raise RecipeError("the ablation's recipe", problems or [empty])
     for table in benchmarks:
         table["split"] = split
 

@@ -12,7 +12,7 @@ A recipe then says ``linear = { type = "gla", rope = false }``; what is wrong wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -22,7 +22,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 from linearize.config import Config
 from linearize.errors import LinearizeError
 from linearize.plugins import Plugins
-from linearize.recipe.problems import TOLD, find_problems
+from linearize.recipe.problems import DESCRIBED, Finding, find_problems
 from linearize.specs import MixerSpec, Spec
 
 PLUGINS = "plugins"
@@ -85,24 +85,22 @@ class ComponentOf:
         if isinstance(value, ResolvedComponent) and isinstance(value.spec, self.kind):
             return value
         if not isinstance(value, Mapping):
-            raise PydanticCustomError(
-                TOLD, "a table with the `type` of a {kind} was due; got {value}",
-                {"kind": self.kind.kind, "value": repr(value)},
-            )  # fmt: skip
+            text = f"a table with the `type` of a {self.kind.kind} was due; got {value!r}"
+            raise _described([Finding((), text, value, "table_type")])
         if not isinstance(value.get("type"), str):
-            raise _problem(("type",), "is required", value)
+            raise _described([Finding(("type",), "is required", None, "missing")])
         plugins = (info.context or {}).get(PLUGINS) or Plugins.discover()
         try:
             spec = plugins.registry.get(self.kind, value["type"], plugins.failures_hint())
             model = spec.config_class()
         except LinearizeError as error:
-            raise _problem(("type",), str(error), value["type"]) from None
+            raise _described([Finding(("type",), str(error), value["type"], error.code)]) from None
         try:
             return ResolvedComponent(
                 spec, read_options(model, {k: v for k, v in value.items() if k != "type"}, plugins)
             )
         except ValidationError as error:
-            raise _problems(find_problems(error, model)) from None
+            raise _described(find_problems(error, model)) from None
 
 
 MixerComponent = Annotated[ResolvedComponent, ComponentOf(MixerSpec)]
@@ -121,14 +119,12 @@ def _serialize(component: ResolvedComponent, info: SerializationInfo) -> dict[st
     return {"type": component.spec.name, **options}
 
 
-def _problem(location: tuple[int | str, ...], text: str, found: Any) -> ValidationError:
-    return _problems([(location, text, found)])
-
-
-def _problems(problems: Any) -> ValidationError:
+def _described(findings: Iterable[Finding]) -> ValidationError:
     """An error whose items pydantic puts below the field's own path."""
     details = [
-        InitErrorDetails(type=PydanticCustomError(TOLD, "{text}", {"text": text}), loc=location, input=found)
-        for location, text, found in problems
+        InitErrorDetails(
+            type=PydanticCustomError(DESCRIBED, "{text}", {"text": text, "code": code}), loc=location, input=found
+        )
+        for location, text, found, code in findings
     ]
     return ValidationError.from_exception_data("component", details)

@@ -7,17 +7,59 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a recipe.
+
+    Attributes:
+        path: TOML path with entries of lists by name, such as "stages.distill.lr"; "" for the file as a whole.
+        text: what was expected, what was found, what to do next; whole without the path.
+        found: the value that stands there; None where there is none.
+        code: what is wrong, for programs: "missing", "unknown_key", "unknown_name", the ``code`` of a LinearizeError,
+            "value_error" of a component that raised ValueError, or pydantic's type of the error.
+        scope: which of several recipes has it, such as "cell 'gla'"; "" where there is one.
+    """
+
+    path: str
+    text: str
+    found: Any = None
+    code: str = "invalid"
+    scope: str = ""
+
+    def __str__(self) -> str:
+        return ": ".join(filter(None, (self.scope, self.path, self.text)))
 
 
 class LinearizeError(Exception):
-    """Something that the user can put right; its text says how."""
+    """Something that the user can put right; its text says how.
+
+    Args:
+        option: key of the component's own table that is at fault, such as "checkpoint"; "" where no single one is.
+        found: the value that the option has.
+    """
+
+    code: ClassVar[str] = "error"
+
+    def __init__(self, text: str = "", *, option: str = "", found: Any = None) -> None:
+        super().__init__(f"{option}: {text}" if option else text)
+        self.text, self.option, self.found = text, option, found
+
+    def problem(self, path: str) -> Problem:
+        """The same as a problem of the component's table at ``path``."""
+        return Problem(f"{path}.{self.option}" if self.option else path, self.text, self.found, self.code)
 
 
 class RecipeError(LinearizeError):
     """Every problem of a recipe at once, each behind its TOML path."""
 
-    def __init__(self, name: str, problems: Sequence[str]) -> None:
+    code = "recipe"
+
+    def __init__(self, name: str, problems: Sequence[Problem]) -> None:
         self.name = name
         self.problems = tuple(problems)
         super().__init__(f"{name} has problems:\n" + "\n".join(f"  - {problem}" for problem in problems))
@@ -26,31 +68,43 @@ class RecipeError(LinearizeError):
 class UnknownNameError(LinearizeError):
     """A component was asked for by a name that no installed plug-in registered."""
 
+    code = "unknown_name"
+
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         self.kind, self.name = kind, name
         names = sorted(known)
         message = f"unknown {kind} '{name}'.{did_you_mean(name, names)} Installed: {', '.join(names) or 'none'}."
-        super().__init__(f"{message} {hint}".rstrip())
+        super().__init__(f"{message} {hint}".rstrip(), found=name)
 
 
 class PluginError(LinearizeError):
     """A plug-in that the run needs is missing, broken or in conflict with another."""
 
+    code = "plugin"
+
 
 class CheckpointError(LinearizeError):
     """A checkpoint or model folder cannot be read, or is not what the recipe says it is."""
+
+    code = "checkpoint"
 
 
 class DataError(LinearizeError):
     """Training or evaluation data cannot be used as the recipe asks."""
 
+    code = "data"
+
 
 class RunError(LinearizeError):
     """A run cannot start or go on in its folder."""
 
+    code = "run"
+
 
 class BackendError(LinearizeError):
     """A kernel backend was asked for that this machine cannot run, or that would compute wrong numbers here."""
+
+    code = "backend"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -197,6 +197,8 @@ def _plan_stages(draft: Draft, num_sites: int, linear: Sequence[int], mixer: Any
                 f"stages.{number}.sites",
                 "'all' is for layer objectives; an objective on the whole student trains the sites that run; "
                 "set sites = 'layout'",
+                found="all",
+                code="not_layerwise",
             )
         indices = tuple(range(num_sites)) if stage.sites == "all" else tuple(linear)
         num_trained = len(indices) * sum(sizes[name] for name in trained)

@@ -6,14 +6,14 @@ import copy
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from linearize.comparison.options import CellTable, CompareTable
-from linearize.errors import RecipeError
+from linearize.errors import Problem, RecipeError
 from linearize.plan import CheckedRecipe, check_draft, meta_mixer
 from linearize.plugins import Plugins
 from linearize.recipe.load import draft_recipe, read_source
@@ -119,13 +119,15 @@ def plan_comparison(
     others = [override for override in overrides if not _is_of_comparison(override)]
     plugins = Plugins.discover()
     found: dict[str, CheckedRecipe] = {}
-    problems: dict[str, Sequence[str]] = {}
+    problems: dict[str, Sequence[Problem]] = {}
     for cell, changes in variants.items():
         try:
             texts = [*others, *(f"{path}={to_inline(value)}" for path, value in changes)]
             found[cell] = check_draft(draft_recipe(tables, texts, plugins))
             if not found[cell].recipe.recipe.evaluate.benchmarks:
-                problems[cell] = ["evaluate.benchmarks: is empty; a comparison needs questions to compare by"]
+                problems[cell] = [
+                    Problem("evaluate.benchmarks", "is empty; a comparison needs questions to compare by", code="empty")
+                ]
         except RecipeError as error:
             problems[cell] = error.problems
     if problems:
@@ -149,12 +151,12 @@ def _variants(
         RecipeError: with every problem of the table.
     """
     if not isinstance(table, dict):
-        raise RecipeError(name, [f"{TABLE}: a table was due; got {table!r}"])
+        raise RecipeError(name, [Problem(TABLE, f"a table was due; got {table!r}", table, "table_type")])
     try:
         options = CompareTable.model_validate(table | ({} if seeds is None else {"seeds": seeds}))
     except ValidationError as error:
         raise RecipeError(name, describe_validation(error, CompareTable, TABLE)) from None
-    problems: list[str] = []
+    problems: list[Problem] = []
     alternatives = dict(_alternatives(options.vary, problems))
     if mixers is not None:
         others = {path: values for path, values in alternatives.items() if path not in ("student.mixer", MIXER_TYPE)}
@@ -162,10 +164,10 @@ def _variants(
         options = options.model_copy(update={"cells": _without_mixers(options.cells)})
     for path, values in alternatives.items():
         if not values:
-            problems.append(f"{TABLE}.vary.{path}: is empty; at least one alternative was due")
+            problems.append(Problem(f"{TABLE}.vary.{path}", "is empty; at least one alternative was due", code="empty"))
     own = {f"{TABLE}.cells.{cell.name}": _changes("", cell.set) for cell in options.cells}
     problems += [
-        f"{where}.set.{path}: is varied by {TABLE}.vary too; one place was due"
+        Problem(f"{where}.set.{path}", f"is varied by {TABLE}.vary too; one place was due", code="varied_twice")
         for where, changes in own.items()
         for path, _ in changes
         if any(f"{path}.".startswith(f"{varied}.") or f"{varied}.".startswith(f"{path}.") for varied in alternatives)
@@ -173,22 +175,26 @@ def _variants(
     asked = {f"{TABLE}.vary.{path}": path for path in alternatives}
     asked |= {f"{where}.set.{path}": path for where, changes in own.items() for path, _ in changes}
     problems += [
-        f"{where}: all cells share `{top}`: {YARDSTICK[top]}"
+        Problem(where, f"all cells share `{top}`: {YARDSTICK[top]}", code="shared_by_cells")
         for where, path in asked.items()
         if (top := path.split(".")[0]) in YARDSTICK
     ]
-    problems += [f"{where}: {problem}" for where, value in _values(alternatives, own) if (problem := _unsayable(value))]
+    problems += [
+        Problem(where, problem, value, "no_toml")
+        for where, value in _values(alternatives, own)
+        if (problem := _unsayable(value))
+    ]
     if not alternatives and not options.cells:
-        problems.append(
-            f"{TABLE}: nothing is varied; give --mixer mamba2,gla or a [{TABLE}] table with `vary` or `cells`"
-        )
+        text = f"nothing is varied; give --mixer mamba2,gla or a [{TABLE}] table with `vary` or `cells`"
+        problems.append(Problem(TABLE, text, code="empty"))
     if problems:
         raise RecipeError(name, problems)
     cells = list(_combinations(alternatives, options.cells))
     names = [cell for cell, _ in cells]
     repeated = sorted({cell for cell in names if names.count(cell) > 1})
     if repeated:
-        raise RecipeError(name, [f"{TABLE}: two cells have the same name: {', '.join(repeated)}"])
+        text = f"two cells have the same name: {', '.join(repeated)}"
+        raise RecipeError(name, [Problem(TABLE, text, repeated, "repeated_name")])
     return options, dict(cells)
 
 
@@ -210,7 +216,7 @@ def _without_mixers(cells: Sequence[CellTable]) -> tuple[CellTable, ...]:
     return tuple(distinct.values()) if len(distinct) > 1 else ()
 
 
-def _alternatives(table: Mapping[str, Any], problems: list[str], path: str = "") -> Iterator[tuple[str, list[Any]]]:
+def _alternatives(table: Mapping[str, Any], problems: list[Problem], path: str = "") -> Iterator[tuple[str, list[Any]]]:
     """(key path, alternatives) of nested tables whose leaves are lists."""
     for key, value in table.items():
         below = f"{path}.{key}" if path else key
@@ -219,7 +225,8 @@ def _alternatives(table: Mapping[str, Any], problems: list[str], path: str = "")
         elif isinstance(value, list):
             yield below, value
         else:
-            problems.append(f"{TABLE}.vary.{below}: a list of alternatives was due; got {value!r}")
+            text = f"a list of alternatives was due; got {value!r}"
+            problems.append(Problem(f"{TABLE}.vary.{below}", text, value, "list_type"))
 
 
 def _values(alternatives: Mapping[str, list[Any]], own: Mapping[str, Changes]) -> Iterator[tuple[str, Any]]:
@@ -277,16 +284,17 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else to_inline(value)
 
 
-def _merged(problems: Mapping[str, Sequence[str]], num_cells: int) -> list[str]:
-    """What is wrong with all cells once, the rest behind the name of its cell."""
-    by_kind: dict[str, list[str]] = {}
+def _merged(problems: Mapping[str, Sequence[Problem]], num_cells: int) -> list[Problem]:
+    """What is wrong with all cells once, the rest with the name of its cell."""
+    by_kind: dict[tuple[str, str, str], dict[str, Problem]] = {}
     for cell, found in problems.items():
         for problem in found:
             # A key that does not exist is one mistake, whatever values it was to have.
-            kind = problem.partition("; got")[0] if ": unknown key; got" in problem else problem
-            by_kind.setdefault(kind, []).append(f"cell '{cell}': {problem}")
-    everywhere = [said[0].partition(": ")[2] for said in by_kind.values() if len(said) == num_cells]
-    return everywhere + [line for said in by_kind.values() if len(said) < num_cells for line in said]
+            text = "" if problem.code == "unknown_key" else problem.text
+            by_kind.setdefault((problem.path, problem.code, text), {})[cell] = problem
+    everywhere = [next(iter(of.values())) for of in by_kind.values() if len(of) == num_cells]
+    of_some = (of for of in by_kind.values() if len(of) < num_cells)
+    return everywhere + [replace(problem, scope=f"cell '{cell}'") for of in of_some for cell, problem in of.items()]
 
 
 def _costs(checked: CheckedRecipe) -> Costs:

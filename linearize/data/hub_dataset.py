@@ -167,9 +167,11 @@ def _open(config: HubDatasetConfig) -> Any:
                 near = did_you_mean_path(folder)
                 reason = f"there is no such folder in {Path.cwd()}.{near} As a hub id it cannot be read: {reason}"
             raise DataError(
-                f"data.path: '{config.path}' could not be opened as split '{config.split}': {reason}. It takes a "
+                f"'{config.path}' could not be opened as split '{config.split}': {reason}. It takes a "
                 "dataset's hub id, a folder that save_to_disk wrote or one of Parquet files; a private one needs a "
-                "token (`hf auth login`)"
+                "token (`hf auth login`)",
+                option="path",
+                found=config.path,
             ) from error
 
 
@@ -214,7 +216,8 @@ def _named(config: HubDatasetConfig, columns: list[str], option: str) -> str:
     name = getattr(config, option)
     if name in columns:
         return str(name)
-    raise DataError(f"data.{option}: there is no column '{name}'. {config.path} has {', '.join(columns)}")
+    text = f"there is no column '{name}'. {config.path} has {', '.join(columns)}"
+    raise DataError(text, option=option, found=name)
 
 
 def _messages(entry: Any) -> list[Any]:

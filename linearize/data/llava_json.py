@@ -51,9 +51,8 @@ class LlavaJsonSource:
         self.num_marks_added = 0
         if config.images is not None and not self.images.is_dir():
             near = did_you_mean_path(self.images)
-            raise DataError(
-                f"data.images: there is no folder '{self.images}'.{near} Name the one that holds the images"
-            )
+            text = f"there is no folder '{self.images}'.{near} Name the one that holds the images"
+            raise DataError(text, option="images", found=str(self.images))
         self._bad = BadRecords(str(self.path), config.max_bad)
         # Three numbers a record, whatever its text weighs: millions of records fit in a few tens of megabytes.
         self._offsets, self._lengths, self._lines = array("q"), array("q"), array("q")
@@ -105,11 +104,12 @@ class LlavaJsonSource:
             self._lengths.append(entry.length)
             self._lines.append(entry.line)
         if not self._bad.num_records:
-            raise DataError(f"data.path: '{self.path}' holds no record. {_FORMAT}")
+            raise DataError(f"'{self.path}' holds no record. {_FORMAT}", option="path")
         advice = f"Image names are relative to {self.images} (data.images). " if self._misses_images() else ""
         self._bad.check_limit(advice if len(self) else f"{advice}{_FORMAT} ")
         if not len(self):
-            raise DataError(f"data.path: '{self.path}' holds no good record.\n{self._bad.first_few()}\n{_FORMAT}")
+            text = f"'{self.path}' holds no good record.\n{self._bad.first_few()}\n{_FORMAT}"
+            raise DataError(text, option="path")
         if len(self._bad):
             logger.warning("%s: %s and skipped\n%s", self.path, self._bad.summary(), self._bad.first_few())
 

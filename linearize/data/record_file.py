@@ -50,7 +50,8 @@ def scan_entries(path: Path) -> Iterator[Entry]:
             yield from _scan_lines(path)
     except OSError as error:
         reason = error.strerror or error
-        raise DataError(f"data.path: '{path}' cannot be read: {reason}.{did_you_mean_path(path)}") from error
+        text = f"'{path}' cannot be read: {reason}.{did_you_mean_path(path)}"
+        raise DataError(text, option="path", found=str(path)) from error
 
 
 def read_entry(path: Path, offset: int, length: int) -> object:

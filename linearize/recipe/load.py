@@ -15,10 +15,10 @@ import tomli_w
 from pydantic import ValidationError
 
 from linearize.components import ResolvedComponent, read_options
-from linearize.errors import LinearizeError, RecipeError
+from linearize.errors import LinearizeError, Problem, RecipeError
 from linearize.plugins import Plugins
 from linearize.recipe.model import Component, Recipe, Stage, StudentTable
-from linearize.recipe.problems import describe_validation, told_path
+from linearize.recipe.problems import describe_validation, named_path
 from linearize.recipe.toml import Table, apply_override, merge_named, read_tables
 from linearize.specs import (
     BenchmarkSpec,
@@ -52,16 +52,22 @@ class Draft:
 
     name: str
     tables: Table
-    problems: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     components: dict[str, ResolvedComponent] = field(default_factory=dict)
     spared: dict[str, ResolvedComponent] = field(default_factory=dict)
     stages: dict[int, Stage] = field(default_factory=dict)
     recipe: Recipe | None = None
 
-    def tell(self, path: str, text: object) -> None:
-        """Adds a problem with what is at ``path``; a text that begins with a key below it says that path itself."""
-        told = told_path(path, self.tables)
-        self.problems.append(str(text) if str(text).startswith(f"{told}.") else f"{told}: {text}")
+    def tell(self, path: str, text: str, found: Any = None, code: str = "invalid") -> None:
+        """Adds a problem with what is at ``path``."""
+        self.problems.append(Problem(named_path(path, self.tables), text, found, code))
+
+    def tell_error(self, path: str, error: LinearizeError | ValueError) -> None:
+        """Adds what the component at ``path`` refuses; an error that names an option is a problem of that option."""
+        if isinstance(error, LinearizeError):
+            self.problems.append(error.problem(named_path(path, self.tables)))
+        else:
+            self.tell(path, str(error), code="value_error")
 
     @contextlib.contextmanager
     def telling(self, path: str) -> Iterator[None]:
@@ -69,7 +75,7 @@ class Draft:
         try:
             yield
         except (LinearizeError, ValueError) as error:
-            self.tell(path, error)
+            self.tell_error(path, error)
 
     def raise_problems(self) -> None:
         """Raises RecipeError when there is any problem."""
@@ -111,7 +117,9 @@ def draft_recipe(source: Path | str | Mapping[str, Any], overrides: Sequence[str
     name, tables = read_source(source)
     draft = Draft(name, tables)
     if tables.pop("compare", None) is not None:
-        draft.tell("compare", "describes many runs; `linearize compare` runs them, and this takes a single one")
+        draft.tell(
+            "compare", "describes many runs; `linearize compare` runs them, and this takes a single one", code="one_run"
+        )
     _override(draft, filter(_is_of_schedule, overrides))
     _expand_schedule(draft, plugins)
     _override(draft, itertools.filterfalse(_is_of_schedule, overrides))
@@ -186,7 +194,9 @@ def _expand_schedule(draft: Draft, plugins: Plugins) -> None:
     try:
         draft.tables["stages"] = merge_named(resolved.build().stages(), own)
     except (KeyError, TypeError, AttributeError):
-        draft.tell("stages", "a list of tables with a `name` each was due, to overlay the schedule's stages")
+        draft.tell(
+            "stages", "a list of tables with a `name` each was due, to overlay the schedule's stages", own, "list_type"
+        )
 
 
 def _check_core_tables(draft: Draft) -> None:
@@ -195,7 +205,7 @@ def _check_core_tables(draft: Draft) -> None:
     except ValidationError as error:
         failed_schedule = "schedule" in draft.tables and "schedule" not in draft.components
         for problem in describe_validation(error, Recipe, tables=draft.tables):
-            if not (failed_schedule and problem.startswith("stages")):
+            if not (failed_schedule and problem.path.split(".")[0] == "stages"):
                 draft.problems.append(problem)
     stages = draft.tables.get("stages")
     for number, table in enumerate(stages if isinstance(stages, list) else []):
@@ -235,14 +245,14 @@ def _resolve_component(
 ) -> ResolvedComponent | None:
     if not isinstance(table.get("type"), str):
         if kind is ScheduleSpec:
-            draft.tell(f"{path}.type", "is required")
+            draft.tell(f"{path}.type", "is required", code="missing")
         return None  # for other tables the recipe's own validation has said it
     try:
         component = Component.model_validate(table)
         spec = plugins.registry.get(kind, component.type, plugins.failures_hint())
         model = spec.config_class()
     except LinearizeError as error:
-        draft.tell(f"{path}.type", error)
+        draft.tell_error(f"{path}.type", error)
         return None
     try:
         return ResolvedComponent(spec, read_options(model, component.options(), plugins))

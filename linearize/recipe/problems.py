@@ -3,36 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
-from linearize.errors import did_you_mean
+from linearize.errors import Problem, did_you_mean
 
-TOLD = "told"
+DESCRIBED = "described"
 """Type of an error whose message is complete: a component inside the options of another has described it."""
 
-Path = tuple[int | str, ...]
+
+class Finding(NamedTuple):
+    """A problem by its place in the table that was validated."""
+
+    location: tuple[int | str, ...]
+    text: str
+    found: Any
+    code: str
 
 
 def describe_validation(
     error: ValidationError, model: type[BaseModel], prefix: str = "", tables: Any = None, also: Sequence[str] = ()
-) -> list[str]:
-    """Pydantic's findings as "toml.path: what is wrong; got VALUE", with a suggestion for misspelt keys.
+) -> list[Problem]:
+    """Pydantic's findings as problems, with a suggestion for misspelt keys.
 
     Args:
         prefix: path of the table that was validated.
         tables: the whole recipe, where entries of its lists are to be told by name.
         also: keys that the table may have beside those of ``model``, such as a component's ``type``.
     """
-    lines = []
-    for location, text, _ in find_problems(error, model, also):
+    problems = []
+    for location, text, found, code in find_problems(error, model, also):
         path = ".".join([prefix, *map(str, location)] if prefix else map(str, location))
-        lines.append(f"{told_path(path, tables) or 'recipe'}: {text}")
-    return lines
+        problems.append(Problem(named_path(path, tables), text, found, code))
+    return problems
 
 
-def told_path(path: str, tables: Any) -> str:
+def named_path(path: str, tables: Any) -> str:
     """A path as people read it: "stages.0.lr" is "stages.distill.lr", which --set takes too.
 
     An entry of a list without a name keeps its number.
@@ -54,28 +61,25 @@ def entry_name(entry: Any) -> str:
     return name if isinstance(name, str) else ""
 
 
-def find_problems(
-    error: ValidationError, model: type[BaseModel], also: Sequence[str] = ()
-) -> Iterator[tuple[Path, str, Any]]:
-    """Where in the table, what is wrong there, and what stands there; ``also``: see ``describe_validation``."""
+def find_problems(error: ValidationError, model: type[BaseModel], also: Sequence[str] = ()) -> Iterator[Finding]:
+    """What is wrong where in the table; ``also``: see ``describe_validation``."""
     items = error.errors()
     for item in items:
         inside = [other for other in items if other is not item and other["loc"][: len(item["loc"])] == item["loc"]]
         if item["type"] == "too_short" and inside:
             continue  # pydantic counts the entries that it has just refused as missing
-        location = item["loc"]
-        if item["type"] == "missing":
-            text = "is required"
-        elif item["type"] == "extra_forbidden":
+        location, found, code = item["loc"], item["input"], item["type"]
+        if code == "missing":
+            text, found = "is required", None
+        elif code == "extra_forbidden":
             known = [*(also if len(location) == 1 else ()), *_keys_at(model, [str(part) for part in location[:-1]])]
             near = did_you_mean(str(location[-1]), known)
-            text = f"unknown key; got {item['input']!r}.{near} Known: {', '.join(known)}"
-        elif item["type"] == TOLD:
-            text = item["msg"]
+            text, code = f"unknown key; got {found!r}.{near} Known: {', '.join(known)}", "unknown_key"
+        elif code == DESCRIBED:
+            text, code = item["msg"], item["ctx"]["code"]
         else:
-            shown = repr(item["input"])
-            text = f"{item['msg'].removeprefix('Value error, ')}; got {_cut(shown)}"
-        yield location, text, item["input"]
+            text = f"{item['msg'].removeprefix('Value error, ')}; got {_cut(repr(found))}"
+        yield Finding(location, text, found, code)
 
 
 def _cut(shown: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from linearize.errors import RecipeError, did_you_mean
+from linearize.errors import Problem, RecipeError, did_you_mean
 from linearize.recipe.problems import entry_name
 from linearize.recipe.toml_fault import describe_fault
 
@@ -25,23 +25,28 @@ def read_tables(path: Path, _children: tuple[Path, ...] = ()) -> Table:
     path = path.resolve()
     if path in _children:
         chain = " -> ".join(child.name for child in (*_children, path))
-        raise RecipeError(path.name, [f"extends: files extend each other in a circle ({chain})"])
+        raise RecipeError(
+            path.name, [Problem("extends", f"files extend each other in a circle ({chain})", code="circle")]
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = did_you_mean(path.name, [other.name for other in path.parent.glob("*.toml")])
-        raise RecipeError(path.name, [f"there is no such file in {path.parent}.{near}"]) from None
+        raise RecipeError(
+            path.name, [Problem("", f"there is no such file in {path.parent}.{near}", code="no_file")]
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(path.name, [f"cannot be read: {error}"]) from error
+        raise RecipeError(path.name, [Problem("", f"cannot be read: {error}", code="unreadable")]) from error
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise RecipeError(path.name, [describe_fault(text, error)]) from error
+        raise RecipeError(path.name, [Problem("", describe_fault(text, error), code="toml")]) from error
     parent = tables.pop("extends", None)
     if parent is None:
         return tables
     if not isinstance(parent, str):
-        raise RecipeError(path.name, [f"extends: the name of one recipe file was due; got {parent!r}"])
+        text = f"the name of one recipe file was due; got {parent!r}"
+        raise RecipeError(path.name, [Problem("extends", text, parent, "string_type")])
     return merge(read_tables(path.parent / parent, (*_children, path)), tables)
 
 
@@ -87,9 +92,8 @@ def apply_override(tables: Table, override: str) -> None:
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
-        raise RecipeError(
-            f"--set {override}", [f"--set {override}: path.to.key=value was due, such as student.mixer.type=gla"]
-        )
+        text = f"--set {override}: path.to.key=value was due, such as student.mixer.type=gla"
+        raise _refused(override, "", text, "override")
     target: Any = tables
     for depth, key in enumerate(keys[:-1]):
         target = _enter(target, key, ".".join(keys[: depth + 1]), override)
@@ -108,7 +112,7 @@ def _enter(target: Any, key: str, path: str, override: str) -> Any:
         return target[_position(target, key, path, override)]
     child = target.setdefault(key, {})
     if not isinstance(child, dict | list):
-        raise RecipeError(f"--set {override}", [f"{path}: holds {child!r}, which is no table to set a key in"])
+        raise _refused(override, path, f"holds {child!r}, which is no table to set a key in", "no_table", child)
     return child
 
 
@@ -119,7 +123,11 @@ def _position(items: list[Any], key: str, path: str, override: str) -> int:
     if key.isdigit() and int(key) < len(items):
         return int(key)
     near, known = did_you_mean(key, names), ", ".join(names) or "none"
-    raise RecipeError(f"--set {override}", [f"{path}: there is no entry '{key}'.{near} There are: {known}"])
+    raise _refused(override, path, f"there is no entry '{key}'.{near} There are: {known}", "unknown_entry", key)
+
+
+def _refused(override: str, path: str, text: str, code: str, found: Any = None) -> RecipeError:
+    return RecipeError(f"--set {override}", [Problem(path, text, found, code)])
 
 
 def _parse_value(text: str) -> Any:

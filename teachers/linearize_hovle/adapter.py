@@ -65,8 +65,10 @@ class HovleAdapter:
         if folder.is_absolute() or self.checkpoint.startswith((".", "~")) or self.checkpoint.count("/") != 1:
             near = did_you_mean(self.checkpoint, ["embedded"]) or did_you_mean_path(self.checkpoint)
             raise CheckpointError(
-                f"teacher.checkpoint: there is no folder '{self.checkpoint}'.{near} Give 'embedded', a folder with a "
-                "HoVLE's config.json, or a hub id such as 'OpenGVLab/HoVLE'"
+                f"there is no folder '{self.checkpoint}'.{near} Give 'embedded', a folder with a "
+                "HoVLE's config.json, or a hub id such as 'OpenGVLab/HoVLE'",
+                option="checkpoint",
+                found=self.checkpoint,
             )
         with hub.asked_once(self.checkpoint) as obstacle:
             from huggingface_hub import snapshot_download
@@ -76,8 +78,10 @@ class HovleAdapter:
             except Exception as error:
                 near = did_you_mean_path(self.checkpoint)
                 raise CheckpointError(
-                    f"teacher.checkpoint: '{self.checkpoint}' is no folder here.{near} As a hub id it cannot be "
-                    f"fetched: {hub.failure(error, obstacle)}"
+                    f"'{self.checkpoint}' is no folder here.{near} As a hub id it cannot be "
+                    f"fetched: {hub.failure(error, obstacle)}",
+                    option="checkpoint",
+                    found=self.checkpoint,
                 ) from error
 
     def sites(self) -> list[AttentionSite]:

@@ -182,8 +182,10 @@ class TransformersAdapter:
             return str(folder)
         if folder.is_absolute() or checkpoint.startswith((".", "~")) or checkpoint.count("/") > 1:
             raise CheckpointError(
-                f"teacher.checkpoint: there is no folder '{checkpoint}'.{did_you_mean_path(checkpoint)} Give a folder "
-                "with a config.json, or a hub id such as 'HuggingFaceTB/SmolVLM-256M-Instruct'"
+                f"there is no folder '{checkpoint}'.{did_you_mean_path(checkpoint)} Give a folder "
+                "with a config.json, or a hub id such as 'HuggingFaceTB/SmolVLM-256M-Instruct'",
+                option="checkpoint",
+                found=checkpoint,
             )
         return checkpoint
 

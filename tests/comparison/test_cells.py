@@ -34,7 +34,7 @@ def names(comparison: Comparison) -> list[str]:
 def problems(tables: dict[str, Any], *arguments: Any, **options: Any) -> tuple[str, ...]:
     with pytest.raises(RecipeError) as caught:
         plan_comparison(tables, *arguments, **options)
-    return caught.value.problems
+    return tuple(map(str, caught.value.problems))
 
 
 def test_every_combination_of_the_alternatives_is_a_cell_named_by_what_differs(tables: Tables) -> None:

@@ -175,10 +175,10 @@ def test_too_little_memory_stops_the_run_instead_of_being_skipped(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"conversations": "talk"}, r"^data.conversations: there is no column 'talk'. .* has id, text"),
+        ({"conversations": "talk"}, r"^conversations: there is no column 'talk'. .* has id, text"),
         ({}, r"has no column 'conversations' or 'messages' or 'texts'; it has id, text. Name the one"),
-        ({"question": "text", "answer": "said"}, "^data.answer: there is no column 'said'. .* has id, text"),
-        ({"question": "text", "answer": "id", "image": "picture"}, "^data.image: there is no column 'picture'"),
+        ({"question": "text", "answer": "said"}, "^answer: there is no column 'said'. .* has id, text"),
+        ({"question": "text", "answer": "id", "image": "picture"}, "^image: there is no column 'picture'"),
     ],
 )
 def test_a_missing_column_is_told_with_those_that_are_there(

@@ -315,16 +315,16 @@ def test_images_may_lie_in_a_folder_of_their_own(folder: Path, monkeypatch: pyte
 
 
 def test_paths_that_lead_nowhere_are_refused_by_name(folder: Path) -> None:
-    with pytest.raises(DataError, match=r"^data.path: '.*none.jsonl' cannot be read: No such file or directory\.$"):
+    with pytest.raises(DataError, match=r"^path: '.*none.jsonl' cannot be read: No such file or directory\.$"):
         open_source(folder / "none.jsonl")
     (folder / "records.jsonl").touch()
     with pytest.raises(DataError, match=r"No such file or directory\. Did you mean '.*/records\.jsonl'\?$"):
         open_source(folder / "record.jsonl")
-    with pytest.raises(DataError, match=r"^data.path: .* Did you mean '.*/records\.jsonl'\?$"):
+    with pytest.raises(DataError, match=r"^path: .* Did you mean '.*/records\.jsonl'\?$"):
         open_source(folder.with_name(f"{folder.name}s") / "records.jsonl")
-    with pytest.raises(DataError, match=r"data.path: '.*' cannot be read: Is a directory"):
+    with pytest.raises(DataError, match=r"path: '.*' cannot be read: Is a directory"):
         open_source(folder)
-    with pytest.raises(DataError, match=r"data.images: there is no folder '.*none'\. Name the one"):
+    with pytest.raises(DataError, match=r"images: there is no folder '.*none'\. Name the one"):
         open_source(write_lines(folder, record(0)), images=folder / "none")
 
 

@@ -124,28 +124,26 @@ def test_a_window_that_is_dropped_leaves_the_linear_branch_alone_and_only_in_tra
 
 
 @pytest.mark.parametrize(
-    ("table", "problem"),
+    ("table", "path", "code"),
     [
-        ({"type": "glaa"}, "student.mixer.linear.type: unknown mixer 'glaa'. Did you mean 'gla'? Installed: "),
-        ({"conv_width": -1}, "student.mixer.linear.conv_width: Input should be greater than or equal to 0; got -1"),
-        ("gla", "student.mixer.linear: a table with the `type` of a mixer was due; got 'gla'"),
-        (
-            {"type": "gla", "conv_widht": 4},
-            "student.mixer.linear.conv_widht: unknown key; got 4. Did you mean 'conv_width'? Known: ",
-        ),
+        ({"type": "glaa"}, "linear.type", "unknown_name"),
+        ({"conv_width": -1}, "linear.conv_width", "greater_than_equal"),
+        ("gla", "linear", "table_type"),
+        ({"type": "gla", "conv_widht": 4}, "linear.conv_widht", "unknown_key"),
         (
             {"type": "swa_linear", "linear": {"type": "gla", "chunk_size": "many"}},
-            "student.mixer.linear.linear.chunk_size: Input should be a valid integer",
+            "linear.linear.chunk_size",
+            "int_parsing",
         ),
-        ({"type": "swa_linear"}, "student.mixer.linear: this mixer cannot hold another of its kind, whose window "),
+        ({"type": "swa_linear"}, "linear", "value_error"),
     ],
 )
-def test_what_is_wrong_with_the_inner_mixer_is_told_by_its_path(table: Any, problem: str) -> None:
+def test_what_is_wrong_with_the_inner_mixer_is_told_by_its_path(table: Any, path: str, code: str) -> None:
     mixer = {"type": "swa_linear", "window": 8, "linear": table}
     with pytest.raises(RecipeError) as caught:
         load_recipe(recipe(mixer), [], installed_plugins())
-    (told,) = caught.value.problems
-    assert told.startswith(problem)
+    (found,) = caught.value.problems
+    assert (found.path, found.code) == (f"student.mixer.{path}", code)
 
 
 def test_what_an_inner_mixer_refuses_is_told_with_where_its_table_is() -> None:

@@ -96,7 +96,7 @@ def test_training_on_a_batch_uses_exactly_its_inputs(adapter: HovleAdapter, mode
 @pytest.mark.parametrize(
     ("checkpoint", "message"),
     [
-        ("./no/such/folder", "^teacher.checkpoint: there is no folder './no/such/folder'"),
+        ("./no/such/folder", "^checkpoint: there is no folder './no/such/folder'"),
         ("embeded", "there is no folder 'embeded'. Did you mean 'embedded'"),
         ("nothing-here", "Give 'embedded', a folder with a HoVLE's config.json, or a hub id"),
     ],

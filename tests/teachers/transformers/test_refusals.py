@@ -236,5 +236,5 @@ def test_flash_attention_is_refused_where_a_part_of_the_model_has_none(checkpoin
 
 @pytest.mark.parametrize("checkpoint", ["./no/such/folder", "/nowhere", "a/b/c"])
 def test_a_folder_that_does_not_exist_says_what_could_be_given(checkpoint: str) -> None:
-    with pytest.raises(CheckpointError, match=r"^teacher.checkpoint: there is no folder '.*'\. Give a folder"):
+    with pytest.raises(CheckpointError, match=r"^checkpoint: there is no folder '.*'\. Give a folder"):
         TransformersAdapter(TransformersTeacherConfig(checkpoint=checkpoint)).sites()

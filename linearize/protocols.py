@@ -256,6 +256,17 @@ class Mixer(Protocol):
         """Sets every "new" parameter so that the mixer mimics attention as it can, or from scratch (q, k, v too)."""
         ...
 
+    def empty_state(self, batch_size: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
+        """The state before the first token, which ``forward`` takes as it takes None.
+
+        Its names, shapes (batch first) and dtypes are those of every later state, so that memory can be allocated and
+        counted without a forward; device "meta" allocates none. The device need not be that of the parameters.
+
+        Args:
+            dtype: that of ``x_BTD``; tensors that are kept more precisely have their own.
+        """
+        ...
+
     def forward(
         self,
         x_BTD: Tensor,
@@ -266,6 +277,8 @@ class Mixer(Protocol):
         state: State | None = None,
     ) -> tuple[Tensor, State]:
         """Per-head output [B, T, N, V] before the output projection, and the state after the last token.
+
+        T may be 0: the output is empty and the state is the one given, or ``empty_state``.
 
         Args:
             valid_BT: bool; a False token writes nothing and does not decay. None: all are valid.
@@ -309,7 +322,10 @@ class AveragingMixer(Protocol):
         segments_BT: Tensor | None,
         state: State | None,
     ) -> tuple[Tensor, State]:
-        """As ``forward``; [B, T, N, V + 1], at least fp32: the weighted sum of values, then that of weights."""
+        """As ``forward``; [B, T, N, V + 1], at least fp32: the weighted sum of values, then that of weights.
+
+        T is at least 1.
+        """
         ...
 
 

@@ -29,6 +29,10 @@ class ShortConvolution(nn.Conv1d):
         """
         return choose("conv", self.options.conv_backend, device)
 
+    def empty_state(self, batch_size: int, *, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+        """Zeros [B, C, W-1]: no input was there before the first token."""
+        return torch.zeros(batch_size, self.in_channels, self.options.conv_width - 1, device=device, dtype=dtype)
+
     @torch.no_grad()
     def initialize(self, style: SeedStyle, generator: torch.Generator) -> None:
         """ "mimic": the last tap 1 and all else 0, so that the input passes. "scratch": PyTorch's range."""

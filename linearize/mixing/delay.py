@@ -23,11 +23,10 @@ def delayed(
     The state is "late" [B, W, M, X], the last tokens, and "late_count" [B] int64, how many the last document has. Where
     there was none, x may hold anything finite. At a pad there is none.
     """
-    batch, length = x_BTMX.shape[:2]
+    batch, length, heads, width = x_BTMX.shape
     if state is None:
-        kept, before_B = x_BTMX.new_zeros(batch, tokens, *x_BTMX.shape[2:]), x_BTMX.new_zeros(batch, dtype=torch.int64)
-    else:
-        kept, before_B = state[LATE], state[COUNT]
+        state = empty_delay(batch, tokens, heads, width, device=x_BTMX.device, dtype=x_BTMX.dtype)
+    kept, before_B = state[LATE], state[COUNT]
     together = torch.cat([kept, x_BTMX], 1)
     if valid_BT is None:
         valid_BT = torch.ones(batch, length, dtype=torch.bool, device=x_BTMX.device)
@@ -49,6 +48,16 @@ def delayed(
         in_last_BT = valid_BT & (document_BT == document_BT[:, -1:])
         count_B = in_last_BT.sum(1) + torch.where(document_BT[:, -1] == 0, before_B, 0)
     return late, valid_BT & (older_BT >= tokens), {LATE: last, COUNT: count_B}
+
+
+def empty_delay(
+    batch_size: int, tokens: int, heads: int, width: int, *, device: torch.device | str, dtype: torch.dtype
+) -> State:
+    """The state of ``delayed`` before the first token."""
+    return {
+        LATE: torch.zeros(batch_size, tokens, heads, width, device=device, dtype=dtype),
+        COUNT: torch.zeros(batch_size, device=device, dtype=torch.int64),
+    }
 
 
 def _picked(together_BEMX: Tensor, tokens: int, valid_BT: Tensor) -> tuple[Tensor, Tensor]:

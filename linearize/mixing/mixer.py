@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from linearize.errors import PluginError
 from linearize.mixing.convolution import ShortConvolution
 from linearize.mixing.draw import fill_linear, fill_xavier
+from linearize.mixing.empty import without_tokens
 from linearize.mixing.norms import norm_and_gate, unit_length
 from linearize.mixing.options import MixerOptions, QkNorm
 from linearize.mixing.projections import project_together
@@ -34,8 +35,8 @@ GATE_GAIN = 2**-2.5
 class LinearMixer(nn.Module):
     """The base of mixers over :mod:`linearize.ops`; follows :class:`linearize.protocols.Mixer`.
 
-    A mixer defines ``recur``, and where it has parameters of its own ``add_parameters``, ``initialize_own`` and
-    ``own_roles``.
+    A mixer defines ``recur`` and ``empty_recurrent_state``, and where it has parameters of its own ``add_parameters``,
+    ``initialize_own`` and ``own_roles``.
 
     Args:
         operation: what the recurrence is called in :mod:`linearize.ops.backends`; None where ``recur`` is plain torch.
@@ -109,6 +110,25 @@ class LinearMixer(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} defines no recurrence")
 
+    def empty_recurrent_state(self, batch_size: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
+        """What ``recur`` has in its state before the first token; see ``empty_state``."""
+        raise NotImplementedError(
+            f"{type(self).__name__} does not define its state; define empty_recurrent_state(), which returns zeros "
+            "with the names, shapes and dtypes of the state that recur() returns"
+        )
+
+    def empty_memory(self, batch_size: int, *, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+        """Zeros [B, N, K, V] in at least fp32: the state of every operation but "slots" and "conv"."""
+        shape = batch_size, self.site.num_heads, self.site.key_dim, self.site.value_dim
+        return torch.zeros(shape, device=device, dtype=torch.promote_types(dtype, torch.float32))
+
+    def empty_state(self, batch_size: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
+        """See :class:`linearize.protocols.Mixer`: the recurrence's and, with a convolution, "conv" [B, C, W-1]."""
+        state: State = {}
+        if self.config.conv_width:
+            state["conv"] = self.conv1d.empty_state(batch_size, device=device, dtype=dtype)
+        return state | self.empty_recurrent_state(batch_size, device=device, dtype=dtype)
+
     def roles(self) -> Mapping[str, frozenset[str]]:
         """Every parameter name with its roles.
 
@@ -181,6 +201,8 @@ class LinearMixer(nn.Module):
 
         The state is that of the recurrence and, with a convolution, "conv" [B, C, W-1].
         """
+        if x_BTD.shape[1] == 0:
+            return without_tokens(self, self.site, x_BTD, state)
         q_BTNK, k_BTMK, v_BTMV, conv_state = self.queries_keys_values(
             x_BTD, valid_BT=valid_BT, position=position, segments_BT=segments_BT, state=state
         )

@@ -229,6 +229,33 @@ class MixerConformance:
         assert sizes[0] == sizes[1] == sizes[2], f"states after 1, 65 and 200 tokens: {sizes}"
 
     @torch.no_grad()
+    def test_its_empty_state_is_the_state_before_the_first_token(self, options: Options) -> None:
+        """Memory is counted and allocated with it: names, shapes, dtypes; and what follows from it as from None."""
+        mixer, x = self.ready(options), self.inputs(70, batch=3)
+        empty = mixer.empty_state(3, device=self.device, dtype=self.dtype)
+        after = self.run(mixer, x[:, :1])
+        assert described(empty) == described(after.state), (
+            f"empty_state() gives {described(empty)}; after a token the state is {described(after.state)}"
+        )
+        for length in (1, 70):
+            from_empty, from_none = (self.run(mixer, x[:, :length], state=state).y_BTNV for state in (empty, None))
+            self.near(from_empty, from_none, f"{length} tokens from empty_state(), compared with None")
+        on_meta = self.build(options).to("meta").empty_state(3, device="meta", dtype=self.dtype)
+        assert described(on_meta) == described(after.state), f'on device "meta" it gives {described(on_meta)}'
+        assert all(tensor.is_meta for tensor in on_meta.values()), 'a state on device "meta" takes memory'
+
+    @torch.no_grad()
+    def test_a_call_without_a_token_changes_nothing(self, options: Options) -> None:
+        """T = 0, as an empty rest of a prompt: an output of no token, and the same state or the empty one."""
+        mixer, x, then = self.ready(options), self.inputs(0), self.inputs(1, seed=1)
+        for state in (None, self.run(mixer, self.inputs(10)).state):
+            found = self.run(mixer, x, start=10, state=state)
+            due = (2, 0, self.site.num_heads, self.site.value_dim)
+            assert found.y_BTNV.shape == due, f"the output of no token has shape {tuple(found.y_BTNV.shape)}"
+            wanted = self.run(mixer, then, start=10, state=state).y_BTNV
+            self.near(self.run(mixer, then, start=10, state=found.state).y_BTNV, wanted, "the token after no token")
+
+    @torch.no_grad()
     def test_rows_of_the_state_go_with_rows_of_the_batch(self, options: Options) -> None:
         """Beam search picks rows of every state tensor along its first dimension."""
         mixer, x, then = self.ready(options), self.inputs(10, batch=3), self.inputs(1, batch=3, seed=1)
@@ -366,6 +393,11 @@ class MixerConformance:
                 require_full_account(report, dict(mixer.named_parameters()), weights.tensors(), seeder)
                 unset = [name for name, p in mixer.named_parameters() if not bool(p.isfinite().all())]
                 assert not unset, f"seeder '{spec.name}' left {', '.join(unset)} not finite"
+
+
+def described(state: State) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of each tensor of a state."""
+    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
 
 
 @functools.cache

@@ -74,6 +74,10 @@ class DeltaNetMixer(LinearMixer):
         del x_BTD
         return None
 
+    def empty_recurrent_state(self, batch_size: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
+        """ "delta": zeros [B, N, K, V]."""
+        return {"delta": self.empty_memory(batch_size, device=device, dtype=dtype)}
+
     def recur(
         self,
         x_BTD: Tensor,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from linearize.errors import PluginError
-from linearize.mixing.delay import delayed
+from linearize.mixing.delay import delayed, empty_delay
 from linearize.mixing.mixer import LinearMixer
 from linearize.mixing.start import at_least_fp32
 from linearize.protocols import AttentionSite, SeedStyle, State
@@ -54,6 +54,18 @@ class FeatureMapMixer(LinearMixer):
         """ "mimic": W is the identity, so that features start from q and k as they are. "scratch": W and b drawn."""
         self.q_map.initialize(style, generator)
         self.k_map.initialize(style, generator)
+
+    def empty_recurrent_state(self, batch_size: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
+        """Sums of nothing and, with ``start_after``, no token on its way to them."""
+        site, state = self.site, dict[str, Tensor]()
+        if self.starts_after:
+            width = site.key_dim + site.value_dim
+            state = empty_delay(
+                batch_size, self.starts_after, self.num_key_value_heads, width, device=device, dtype=dtype
+            )
+        shape = batch_size, site.num_heads, self.q_map.num_features, site.value_dim + self.config.normalizer
+        memory = torch.zeros(shape, device=device, dtype=torch.promote_types(dtype, torch.float32))
+        return {**state, "memory": memory}
 
     def recur(
         self,
@@ -141,4 +153,4 @@ def make_map(config: FeatureMapConfig, heads: int, key_dim: int) -> Hedgehog | T
         case "t2r":
             return T2r(heads, key_dim, rows)
         case "elu":
-            return PositiveElu()
+            return PositiveElu(key_dim)

@@ -45,6 +45,10 @@ class Hgrn2(LinearMixer):
         else:
             self.keep_bound.zero_()
 
+    def empty_recurrent_state(self, batch_size: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
+        """ "memory": zeros [B, N, K, V]."""
+        return {"memory": self.empty_memory(batch_size, device=device, dtype=dtype)}
+
     def recur(
         self,
         x_BTD: Tensor,

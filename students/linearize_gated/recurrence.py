@@ -32,6 +32,10 @@ class GatedMixer(LinearMixer):
         """
         raise NotImplementedError(f"{type(self).__name__} defines no decay")
 
+    def empty_recurrent_state(self, batch_size: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
+        """ "memory": zeros [B, N, K, V]."""
+        return {"memory": self.empty_memory(batch_size, device=device, dtype=dtype)}
+
     def recur(
         self,
         x_BTD: Tensor,

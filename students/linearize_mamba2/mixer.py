@@ -68,6 +68,10 @@ class Mamba2Mixer(LinearMixer):
         if self.config.skip:
             self.D.fill_(0.0 if style == "mimic" else 1.0)
 
+    def empty_recurrent_state(self, batch_size: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
+        """ "ssm": zeros [B, N, K, V]."""
+        return {"ssm": self.empty_memory(batch_size, device=device, dtype=dtype)}
+
     def recur(
         self,
         x_BTD: Tensor,

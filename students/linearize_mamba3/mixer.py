@@ -118,6 +118,16 @@ class Mamba3Mixer(LinearMixer):
         if self.config.skip:
             self.D.fill_(0.0 if is_mimic else 1.0)
 
+    def empty_recurrent_state(self, batch_size: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
+        """As the class describes it: nothing was written, no angle has grown, and the token before is all zeros."""
+        heads, groups = self.site.num_heads, self.num_key_value_heads
+        return {
+            "ssm": self.empty_memory(batch_size, device=device, dtype=dtype),
+            "angle": torch.zeros(batch_size, heads, self.num_pairs, device=device, dtype=torch.float64),
+            "last_key": torch.zeros(batch_size, heads, self.site.key_dim, device=device, dtype=dtype),
+            "last_value": torch.zeros(batch_size, groups, self.site.value_dim, device=device, dtype=dtype),
+        }
+
     def recur(
         self,
         x_BTD: Tensor,

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from linearize.errors import PluginError
+from linearize.mixing.empty import without_tokens
 from linearize.protocols import AttentionSite, SeedStyle, State
 from linearize_sliding_window.config import SlidingWindowConfig, SwaLinearConfig
 from linearize_sliding_window.mixer import SlidingWindowMixer
@@ -98,6 +99,14 @@ class SwaLinearMixer(nn.Module):
         describe = getattr(self.linear, "describe_backends", None)
         return [] if describe is None else describe(device)
 
+    def empty_state(self, batch_size: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
+        """See :class:`linearize.protocols.Mixer`: both branches' states under their names."""
+        return {
+            f"{name}.{key}": tensor
+            for name, branch in self._branches().items()
+            for key, tensor in branch.empty_state(batch_size, device=device, dtype=dtype).items()
+        }
+
     def forward(
         self,
         x_BTD: Tensor,
@@ -108,6 +117,8 @@ class SwaLinearMixer(nn.Module):
         state: State | None = None,
     ) -> tuple[Tensor, State]:
         """See :class:`linearize.protocols.Mixer`."""
+        if x_BTD.shape[1] == 0:
+            return without_tokens(self, self.site, x_BTD, state)
         outputs: dict[str, Tensor] = {}
         after: State = {}
         for name, branch in self._branches().items():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from linearize.mixing.draw import fill_linear
+from linearize.mixing.empty import without_tokens
 from linearize.mixing.projections import project_together
 from linearize.mixing.rotary import rotate
 from linearize.protocols import AttentionSite, SeedStyle, SiteNorm, State
@@ -66,6 +67,19 @@ class SlidingWindowMixer(nn.Module):
             if name == "gain" or "_norm." in name:
                 parameter.fill_(0.0 if name.endswith("bias") else 1.0)
 
+    def empty_state(self, batch_size: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
+        """See :class:`linearize.protocols.Mixer`: places for keys and values, none of which counts yet."""
+        groups, kept = self.site.num_key_value_heads, self.window - 1
+
+        def zeros(tokens: int, width: int) -> Tensor:
+            return torch.zeros(batch_size, tokens, groups, width, device=device, dtype=dtype)
+
+        return _state(Seen(
+            keys=zeros(kept, self.site.key_dim), values=zeros(kept, self.site.value_dim),
+            sink_keys=zeros(self.sinks, self.site.key_dim), sink_values=zeros(self.sinks, self.site.value_dim),
+            count_B=torch.zeros(batch_size, device=device, dtype=torch.int64),
+        ))  # fmt: skip
+
     def forward(
         self,
         x_BTD: Tensor,
@@ -76,6 +90,8 @@ class SlidingWindowMixer(nn.Module):
         state: State | None = None,
     ) -> tuple[Tensor, State]:
         """See :class:`linearize.protocols.Mixer`."""
+        if x_BTD.shape[1] == 0:
+            return without_tokens(self, self.site, x_BTD, state)
         y_BTNV, after = self._attend(x_BTD, attend, valid_BT, position, segments_BT, state)
         if self.config.gain:
             y_BTNV = y_BTNV * self.gain.to(y_BTNV.dtype).unsqueeze(-1)

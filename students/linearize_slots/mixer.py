@@ -80,6 +80,15 @@ class GatedSlotAttention(LinearMixer):
             g = F.logsigmoid(raw + self.slot_bias.to(raw.dtype)) / self.config.decay_normalizer
         return g.unflatten(-1, (-1, self.config.num_slots))
 
+    def empty_recurrent_state(self, batch_size: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
+        """Slots that hold nothing."""
+        batch_and_heads, slots = (batch_size, self.num_key_value_heads), self.config.num_slots
+        dtype = torch.promote_types(dtype, torch.float32)
+        return {
+            "slot_keys": torch.zeros(*batch_and_heads, self.site.key_dim, slots, device=device, dtype=dtype),
+            "slot_values": torch.zeros(*batch_and_heads, slots, self.site.value_dim, device=device, dtype=dtype),
+        }
+
     def recur(
         self,
         x_BTD: Tensor,

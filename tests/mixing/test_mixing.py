@@ -43,6 +43,9 @@ class PlainLinearAttention(LinearMixer):
         self.scale = nn.Parameter(torch.ones(self.site.num_heads))
         self.decay_proj = nn.Linear(self.site.hidden_size, self.site.num_heads)
 
+    def empty_recurrent_state(self, batch_size: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
+        return {"memory": self.empty_memory(batch_size, device=device, dtype=dtype)}
+
     def recur(
         self,
         x_BTD: Tensor,

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from pydantic import field_validator
 from torch import Tensor, nn
 
+from linearize.mixing.empty import without_tokens
 from linearize.mixing.mixer import LinearMixer
 from linearize.mixing.options import LinearMixerOptions
 from linearize.protocols import AttentionSite, SeedStyle, State
@@ -37,6 +38,9 @@ class Sound(LinearMixer):
 
     def log_decay(self, x_BTD: Tensor) -> Tensor:
         return F.logsigmoid(self.decay).expand(*x_BTD.shape[:2], -1)
+
+    def empty_recurrent_state(self, batch_size: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
+        return {"memory": self.empty_memory(batch_size, device=device, dtype=dtype)}
 
     def recur(
         self,
@@ -72,10 +76,15 @@ class WrongAfterAChunk(Sound):
 class NormalisedOverTheSequence(Sound):
     def forward(self, x_BTD: Tensor, **more: Any) -> tuple[Tensor, State]:
         y, state = super().forward(x_BTD, **more)
+        if x_BTD.shape[1] == 0:
+            return y, state
         return y * (100 / x_BTD.detach().abs().amax()).clamp(max=1), state
 
 
 class WithoutMemory(Sound):
+    def empty_recurrent_state(self, batch_size: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
+        return {"memory": torch.zeros(batch_size, device=device, dtype=dtype)}
+
     def recur(self, x_BTD: Tensor, q: Tensor, k: Tensor, v: Tensor, **more: Any) -> tuple[Tensor, State]:
         apart = torch.arange(x_BTD.shape[1]).expand(len(x_BTD), -1)
         y, _ = super().recur(x_BTD, q, k, v, valid_BT=more["valid_BT"], segments_BT=apart, state=None)
@@ -115,12 +124,21 @@ class DecaysAtPads(Sound):
 
 
 class KeepsItsInputs(Sound):
+    def empty_recurrent_state(self, batch_size: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
+        memory = super().empty_recurrent_state(batch_size, device=device, dtype=dtype)
+        return memory | {"inputs": torch.zeros(batch_size, 1, self.site.hidden_size, device=device, dtype=dtype)}
+
     def forward(self, x_BTD: Tensor, *, state: State | None = None, **more: Any) -> tuple[Tensor, State]:
         y, new = super().forward(x_BTD, state=state, **more)
+        if x_BTD.shape[1] == 0:
+            return y, new
         return y, new | {"inputs": x_BTD if state is None else torch.cat([state["inputs"], x_BTD], 1)}
 
 
 class KeepsHeadsFirst(Sound):
+    def empty_recurrent_state(self, *size: Any, **more: Any) -> State:
+        return {"memory": super().empty_recurrent_state(*size, **more)["memory"].transpose(0, 1)}
+
     def recur(self, *inputs: Tensor, state: State | None, **more: Any) -> tuple[Tensor, State]:
         state = None if state is None else {"memory": state["memory"].transpose(0, 1)}
         y, new = super().recur(*inputs, state=state, **more)
@@ -182,6 +200,17 @@ class LeavesAParameterWithoutARole(Sound):
         return {name: found for name, found in super().roles().items() if name != "decay"}
 
 
+class MiscountsItsState(Sound):
+    def empty_state(self, *size: Any, **more: Any) -> State:
+        state = super().empty_state(*size, **more)
+        return state | {"memory": state["memory"].half()}
+
+
+class ForgetsWithoutAToken(Sound):
+    def forward(self, x_BTD: Tensor, *, state: State | None = None, **more: Any) -> tuple[Tensor, State]:
+        return super().forward(x_BTD, state=state if x_BTD.shape[1] else None, **more)
+
+
 class StandAlone(nn.Module):
     """A mixer on nn.Module alone, a loop over tokens."""
 
@@ -206,6 +235,10 @@ class StandAlone(nn.Module):
                 for parameter in getattr(self, name).parameters():
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) / self.site.hidden_size**0.5)
 
+    def empty_state(self, batch_size: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
+        shape = batch_size, self.site.num_heads, self.site.key_dim, self.site.value_dim
+        return {"s": torch.zeros(shape, device=device, dtype=dtype)}
+
     def forward(
         self,
         x_BTD: Tensor,
@@ -215,6 +248,8 @@ class StandAlone(nn.Module):
         segments_BT: Tensor | None = None,
         state: State | None = None,
     ) -> tuple[Tensor, State]:
+        if x_BTD.shape[1] == 0:
+            return without_tokens(self, self.site, x_BTD, state)
         site, (batch, length, _) = self.site, x_BTD.shape
         share = site.num_heads // site.num_key_value_heads
         q = self.q_proj(x_BTD).unflatten(-1, (-1, site.key_dim))

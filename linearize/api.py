@@ -16,7 +16,8 @@ from pydantic import ValidationError
 
 from linearize.display import Display, SilentDisplay
 from linearize.errors import CheckpointError, RecipeError
-from linearize.plan import CheckedRecipe, caveats_of, check_draft
+from linearize.plan import CheckedRecipe
+from linearize.plan_check import caveats_of, check_draft
 from linearize.plugins import Plugins
 from linearize.protocols import TeacherAdapter
 from linearize.recipe.load import draft_recipe

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 from pydantic import Field
 
 from linearize.config import Config
+from linearize.protocols import AttentionSite
 from linearize.specs import NoOptions
 
 
@@ -17,9 +18,9 @@ class AllLinear:
     def __init__(self, config: NoOptions) -> None:
         del config
 
-    def linear_sites(self, num_sites: int) -> list[int]:
+    def linear_sites(self, sites: Sequence[AttentionSite]) -> list[int]:
         """All of them."""
-        return list(range(num_sites))
+        return _without(sites, ())
 
 
 class EveryNthConfig(Config):
@@ -37,18 +38,18 @@ class EveryNth:
     def __init__(self, config: EveryNthConfig) -> None:
         self.config = config
 
-    def linear_sites(self, num_sites: int) -> list[int]:
+    def linear_sites(self, sites: Sequence[AttentionSite]) -> list[int]:
         """All but the first (or last) site of each block of ``keep``.
 
         Raises:
             ValueError: the decoder is shorter than one block, so that the layout would keep no attention at all.
         """
-        kept = range(0 if self.config.position == "first" else self.config.keep - 1, num_sites, self.config.keep)
+        kept = sites[0 if self.config.position == "first" else self.config.keep - 1 :: self.config.keep]
         if not kept:
             raise ValueError(
-                f"keeps one site of every {self.config.keep}, but the teacher has {num_sites}; use a smaller keep"
+                f"keeps one site of every {self.config.keep}, but the teacher has {len(sites)}; use a smaller keep"
             )
-        return _without(num_sites, kept)
+        return _without(sites, [site.index for site in kept])
 
 
 class StackedConfig(Config):
@@ -64,18 +65,17 @@ class Stacked:
     def __init__(self, config: StackedConfig) -> None:
         self.config = config
 
-    def linear_sites(self, num_sites: int) -> list[int]:
+    def linear_sites(self, sites: Sequence[AttentionSite]) -> list[int]:
         """All but the ``num_kept`` at one end.
 
         Raises:
             ValueError: fewer sites than ``num_kept``.
         """
         count = self.config.num_kept
-        if count > num_sites:
-            raise ValueError(f"keeps {count} sites, but the teacher has {num_sites} (0..{num_sites - 1})")
-        return _without(
-            num_sites, range(count) if self.config.position == "head" else range(num_sites - count, num_sites)
-        )
+        if count > len(sites):
+            raise ValueError(f"keeps {count} sites, but the teacher has {len(sites)} (0..{len(sites) - 1})")
+        kept = sites[:count] if self.config.position == "head" else sites[-count:]
+        return _without(sites, [site.index for site in kept])
 
 
 class KeepConfig(Config):
@@ -92,18 +92,17 @@ class Keep:
     def __init__(self, config: KeepConfig) -> None:
         self.config = config
 
-    def linear_sites(self, num_sites: int) -> list[int]:
+    def linear_sites(self, sites: Sequence[AttentionSite]) -> list[int]:
         """All but the listed ones.
 
         Raises:
             ValueError: a listed site does not exist; names it.
         """
         for site in self.config.sites:
-            if not 0 <= site < num_sites:
-                raise ValueError(f"site {site} asked for, the teacher has {num_sites} sites 0..{num_sites - 1}")
-        return _without(num_sites, self.config.sites)
+            if not 0 <= site < len(sites):
+                raise ValueError(f"site {site} asked for, the teacher has {len(sites)} sites 0..{len(sites) - 1}")
+        return _without(sites, self.config.sites)
 
 
-def _without(num_sites: int, kept: Iterable[int]) -> list[int]:
-    keep = set(kept)
-    return [site for site in range(num_sites) if site not in keep]
+def _without(sites: Sequence[AttentionSite], kept: Collection[int]) -> list[int]:
+    return [site.index for site in sites if site.index not in kept]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from linearize.components import ResolvedComponent
     from linearize.plan import Plan
     from linearize.recipe.load import LoadedRecipe
+    from linearize.site_mixers import SiteMixers
 
 GRADIENT_AND_MOMENTS_BYTES = 12
 """Per trained parameter: its gradient and AdamW's two moments, each float32."""
@@ -29,7 +30,8 @@ def plan_tables(recipe: LoadedRecipe, plan: Plan, model: Any = None, device: Any
         model: the converted teacher; None where no weight was loaded, and the teacher's size is then not known.
         device: the torch.device of the run; None where it was not chosen yet.
     """
-    return Group(_overview(recipe, plan, model, device), "", _stages(plan))
+    kinds = [_kinds_of_mixers(plan)] if len(plan.mixers) > 1 else []
+    return Group(_overview(recipe, plan, model, device), "", *kinds, _stages(plan))
 
 
 def site_ranges(indices: Sequence[int]) -> str:
@@ -66,17 +68,16 @@ def _overview(recipe: LoadedRecipe, plan: Plan, model: Any, device: Any) -> Tabl
     table.add_column()
     kept = [site.index for site in plan.sites if site.index not in plan.linear]
     table.add_row("teacher", f"{_named(recipe.components['teacher'])}: {len(plan.sites)} sites ({towers(plan)})")
-    mixer = component_title(recipe.components["student.mixer"].table())
+    titles = dict.fromkeys(_title(group) for group in plan.mixers if set(group.sites) & set(plan.linear))
     table.add_row(
         "student",
-        f"{mixer} at {len(plan.linear)} of {len(plan.sites)} sites "
+        f"{', '.join(titles)} at {len(plan.linear)} of {len(plan.sites)} sites "
         f"({site_ranges(plan.linear)}), seeded by {recipe.components['student.seeder'].spec.name}",
     )
     if kept:
         layout = _named(recipe.components["student.layout"])
         table.add_row("attention", f"stays at sites {site_ranges(kept)} (layout {layout})")
-    num_mixers, size = len(plan.sites_with_mixer()), plan.mixer_parameters
-    table.add_row("mixers", f"{num_mixers} of {size:,} parameters each, {num_mixers * size:,} in all")
+    table.add_row("mixers", _mixers(plan))
     on_top = f"; {len(kept)} sites keep their attention and store keys and values on top" if kept else ""
     table.add_row("state", f"{byte_size(plan.state_bytes)} per sequence, whatever its length{on_top}")
     table.add_row("data", _named(recipe.components["data"]))
@@ -86,6 +87,31 @@ def _overview(recipe: LoadedRecipe, plan: Plan, model: Any, device: Any) -> Tabl
     if device is not None:
         table.add_row("kernels", _kernels(device))
     table.add_row("memory", _memory(plan, model))
+    return table
+
+
+def _title(group: SiteMixers) -> str:
+    return component_title(group.component.table())
+
+
+def _mixers(plan: Plan) -> str:
+    """How many there are and what they hold; where all are alike, also what each holds."""
+    count = sum(len(group.sites) for group in plan.mixers)
+    each = f"of {plan.mixers[0].num_parameters:,} parameters each" if len(plan.mixers) == 1 else "of several kinds"
+    return f"{count} {each}, {plan.mixer_parameters:,} in all"
+
+
+def _kinds_of_mixers(plan: Plan) -> Table:
+    """A line for each kind of mixer: where it stands, what one holds, what its state takes."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("mixer")
+    table.add_column("sites")
+    for name in ("parameters each", "state each"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for group in plan.mixers:
+        table.add_row(
+            _title(group), site_ranges(group.sites), f"{group.num_parameters:,}", byte_size(group.state_bytes)
+        )
     return table
 
 
@@ -134,8 +160,7 @@ def _kernels(device: Any) -> str:
 def _memory(plan: Plan, model: Any) -> str:
     training = max((stage.num_trained for stage in plan.stages), default=0) * GRADIENT_AND_MOMENTS_BYTES
     if model is None:
-        mixers = 4 * plan.mixer_parameters * len(plan.sites_with_mixer())
-        known = byte_size(mixers + training)
+        known = byte_size(4 * plan.mixer_parameters + training)
         return f"about {known} for mixers, gradients and optimizer; the teacher and activations come on top"
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     return f"about {byte_size(weights + training)} for weights, gradients and optimizer; activations come on top"

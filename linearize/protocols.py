@@ -356,8 +356,11 @@ class Seeder(Protocol):
 class Layout(Protocol):
     """Which sites become linear."""
 
-    def linear_sites(self, num_sites: int) -> Sequence[int]:
-        """Indices of the sites that run linearly, ascending; the others keep their attention.
+    def linear_sites(self, sites: Sequence[AttentionSite]) -> Sequence[int]:
+        """Indices of the sites that run linearly, ascending, each once; the others keep their attention.
+
+        Args:
+            sites: all attentions of the teacher's decoder, in execution order.
 
         Raises:
             ValueError: a site is named that does not exist; the text names it and the sites there are.

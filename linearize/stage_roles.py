@@ -9,6 +9,7 @@ from typing import Any
 from linearize.errors import LinearizeError, did_you_mean
 from linearize.protocols import AttentionSite, SiteNorm
 from linearize.recipe.load import Draft
+from linearize.site_mixers import meta_mixer
 
 ANY_SITE = AttentionSite(
     index=0, path="", tower="", layer=0, cache_index=0, hidden_size=128, num_heads=2, num_key_value_heads=2,
@@ -17,15 +18,24 @@ ANY_SITE = AttentionSite(
 """Stands in for the site of a teacher that is not known; its mixers have every parameter that depends on the site."""
 
 
-def select_parameters(roles: Mapping[str, Collection[str]], train: Sequence[str], freeze: Sequence[str]) -> list[str]:
-    """Names of the parameters that have a role in ``train`` and none in ``freeze``.
+def select_parameters(
+    mixers: Sequence[Mapping[str, Collection[str]]], train: Sequence[str], freeze: Sequence[str]
+) -> list[tuple[str, ...]]:
+    """For each mixer the names of its parameters that have a role in ``train`` and none in ``freeze``.
+
+    Args:
+        mixers: the roles of every parameter, mixer by mixer. A role that one of them has need not be in the others.
 
     Raises:
-        ValueError: a role that no parameter has, or a selection that is empty; names the roles there are.
+        ValueError: a role that no parameter of any mixer has, or a selection that is empty in all; names the roles
+            there are.
     """
-    _refuse_unknown(roles, train, freeze)
-    chosen = [name for name, own in roles.items() if set(own) & set(train) and not set(own) & set(freeze)]
-    if not chosen:
+    _refuse_unknown(mixers, train, freeze)
+    chosen = [
+        tuple(name for name, own in roles.items() if set(own) & set(train) and not set(own) & set(freeze))
+        for roles in mixers
+    ]
+    if not any(chosen):
         raise ValueError(f"trains nothing: train = {list(train)} without freeze = {list(freeze)} leaves no parameter")
     return chosen
 
@@ -45,24 +55,22 @@ def check_roles_of_stand_in(draft: Draft, site: AttentionSite | None) -> None:
 
     Wrong options of the mixer are left at their defaults for it, and an unknown teacher's site is a usual one.
     """
-    import torch
-
     component = draft.components.get("student.mixer") or draft.spared.get("student.mixer")
     if component is None:
         return
     roles = None
     for at in (site, ANY_SITE):
-        with contextlib.suppress(LinearizeError, ValueError), torch.device("meta"):
-            roles = roles or (component.build(at).roles() if at is not None else None)
+        with contextlib.suppress(LinearizeError, ValueError):
+            roles = roles or (meta_mixer(component, at).roles() if at is not None else None)
     for number, train, freeze in asked_roles(draft) if roles is not None else ():
         with draft.telling(f"stages.{number}.train"):
-            _refuse_unknown(roles or {}, train, freeze, ", as far as the other problems let it be seen")
+            _refuse_unknown([roles or {}], train, freeze, ", as far as the other problems let it be seen")
 
 
 def _refuse_unknown(
-    roles: Mapping[str, Collection[str]], train: Sequence[str], freeze: Sequence[str], reserve: str = ""
+    mixers: Sequence[Mapping[str, Collection[str]]], train: Sequence[str], freeze: Sequence[str], reserve: str = ""
 ) -> None:
-    known = sorted({role for of_parameter in roles.values() for role in of_parameter})
+    known = sorted({role for roles in mixers for of_parameter in roles.values() for role in of_parameter})
     unknown = [role for role in (*train, *freeze) if role not in known]
     if unknown:
         asked, near = ", ".join(map(repr, unknown)), did_you_mean(unknown[0], known)

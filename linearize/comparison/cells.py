@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from linearize.comparison.options import CellTable, CompareTable
 from linearize.errors import Problem, RecipeError
-from linearize.plan import CheckedRecipe, check_draft, meta_mixer
+from linearize.plan import CheckedRecipe
+from linearize.plan_check import check_draft
 from linearize.plugins import Plugins
 from linearize.recipe.load import draft_recipe, read_source
 from linearize.recipe.problems import describe_validation
@@ -299,14 +300,17 @@ def _merged(problems: Mapping[str, Sequence[Problem]], num_cells: int) -> list[P
 
 def _costs(checked: CheckedRecipe) -> Costs:
     plan = checked.plan
-    mixer: Any = meta_mixer(checked.recipe, plan.sites[0])
-    sizes = {name: parameter.numel() for name, parameter in mixer.named_parameters()}
-    new = sum(sizes[name] for name, roles in mixer.roles().items() if NEW_ROLE in roles)
-    trained = {(site, name) for stage in plan.stages for site in stage.sites for name in stage.trained}
+    mixers = plan.mixers_by_site()
+    trained = {(site, name) for stage in plan.stages for site, names in stage.trained.items() for name in names}
     kept = [site for site in plan.sites if site.index not in plan.linear]
     return Costs(
-        parameters_added=new * len(plan.linear),
-        parameters_trained=sum(sizes[name] for _, name in trained),
+        parameters_added=sum(
+            size
+            for site in plan.linear
+            for name, size in mixers[site].sizes.items()
+            if NEW_ROLE in mixers[site].roles[name]
+        ),
+        parameters_trained=sum(mixers[site].sizes[name] for site, name in trained),
         state_bytes=plan.state_bytes,
         cache_bytes_per_token=_cache_bytes(checked.recipe.recipe.run.dtype, kept),
     )

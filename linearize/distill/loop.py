@@ -103,7 +103,7 @@ def run_stage(context: StageContext) -> dict[str, Any]:
         RunError: training diverged, or the disk is full.
     """
     stage = context.plan.stage
-    trained = _free_parameters(context)
+    trained = free_parameters(context.model, context.plan)
     optimizer = StageOptimizer(stage, trained, _decay_constants(context.model))
     progress = _resume(context, optimizer)
     log = StageLog(context.folder, progress, writes=context.accelerator.is_main_process)
@@ -126,14 +126,15 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     return _finish(context, progress)
 
 
-def _free_parameters(context: StageContext) -> dict[str, nn.Parameter]:
+def free_parameters(model: nn.Module, planned: StagePlan) -> dict[str, nn.Parameter]:
     """Freezes the whole model but the stage's parameters, which it returns by "site.parameter"."""
-    context.model.requires_grad_(False)
+    model.requires_grad_(False)
+    mixers = {module.site.index: module.mixer for module in linearized_sites(model)}
     trained: dict[str, nn.Parameter] = {}
-    for module in linearized_sites(context.model):
-        if module.site.index in context.plan.sites and module.mixer is not None:
-            parameters = dict(module.mixer.named_parameters())
-            trained.update({f"{module.site.index}.{name}": parameters[name] for name in context.plan.trained})
+    for site, names in planned.trained.items():
+        mixer = mixers[site]
+        assert mixer is not None  # every site that a stage trains was given one
+        trained.update({f"{site}.{name}": mixer.get_parameter(name) for name in names})
     for parameter in trained.values():
         parameter.requires_grad_(True)
     return trained

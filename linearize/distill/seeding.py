@@ -29,13 +29,13 @@ def seed_student(
     Raises:
         PluginError: the seeder left a parameter or a teacher tensor unaccounted for.
     """
-    component, seeder = recipe.components["student.mixer"], recipe.components["student.seeder"].build()
-    wanted = plan.sites_with_mixer()
+    seeder, wanted = recipe.components["student.seeder"].build(), plan.mixers_by_site()
     mixers: dict[int, nn.Module] = {}
     reports: list[SeedReport] = []
     for site in plan.sites:
         if site.index not in wanted:
             continue
+        component = wanted[site.index].component
         mixer = build_mixer(component.spec, component.config, site).float()
         generator = torch.Generator().manual_seed(recipe.recipe.run.seed * 100_003 + site.index)
         weights = adapter.weights(model, site)

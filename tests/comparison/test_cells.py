@@ -18,9 +18,9 @@ from linearize.comparison.cells import Comparison, plan_comparison
 from linearize.comparison.folder import ComparisonFolder
 from linearize.comparison.running import share_of_the_machine
 from linearize.errors import RecipeError, RunError
-from linearize.plan import count, meta_mixer
 from linearize.recipe.toml import read_tables
 from linearize.run_folder import RunFolder
+from linearize.site_mixers import meta_mixer
 
 ROOT = Path(__file__).parents[2]
 Tables = Callable[..., dict[str, Any]]
@@ -122,10 +122,11 @@ def test_cells_of_one_seed_see_the_same_data_and_another_seed_sees_other_data(ta
 def test_costs_count_new_parameters_trained_ones_and_memory(tables: Tables) -> None:
     linear, hybrid = plan_comparison(tables(vary={"student": {"layout": LAYOUTS}})).cells
     plan = linear.checked.plan
-    mixer = meta_mixer(linear.checked.recipe, plan.sites[0])
-    new = count(p for name, p in mixer.named_parameters() if "new" in mixer.roles()[name])  # type: ignore[operator]
+    mixer = meta_mixer(linear.checked.recipe.components["student.mixer"], plan.sites[0])
+    sizes = {name: parameter.numel() for name, parameter in mixer.named_parameters()}
+    new = sum(size for name, size in sizes.items() if "new" in mixer.roles()[name])
     assert linear.costs.parameters_added == new * len(plan.sites)
-    assert linear.costs.parameters_trained == count(mixer.parameters()) * len(plan.sites)
+    assert linear.costs.parameters_trained == sum(sizes.values()) * len(plan.sites)
     assert linear.costs.cache_bytes_per_token == 0
     site, kept = plan.sites[0], len(plan.sites) - len(hybrid.checked.plan.linear)
     # float32 keys and values of the sites that keep their attention.

@@ -18,7 +18,8 @@ from rich.console import Console
 from torch import nn
 
 from linearize.display import ConsoleDisplay, SilentDisplay, stage_outcome, step_numbers
-from linearize.plan import Plan, StagePlan, check_draft
+from linearize.plan import Plan, StagePlan
+from linearize.plan_check import check_draft
 from linearize.plan_table import byte_size, site_ranges
 from linearize.plugins import Plugins
 from linearize.recipe.load import LoadedRecipe, draft_recipe
@@ -110,7 +111,7 @@ def test_the_plan_names_sites_counts_tokens_and_rates(planned: tuple[LoadedRecip
         f"{count} sites (embedding 0-1; language 2-{count - 1})",
         f"mamba2 at {count - 1} of {count} sites (0, 2-{count - 1}), seeded by mimic",
         "stays at sites 1 (layout keep (sites [1]))",
-        f"{plan.mixer_parameters:,} parameters each",
+        f"{count - 1} of {plan.mixers[0].num_parameters:,} parameters each, {plan.mixer_parameters:,} in all",
         f"{byte_size(plan.state_bytes)} per sequence",
         "auto, float32",
         *("1 align", "2 distill", "layer_mse", "logit_kl", "new + qkv", "2,000", "1.0e-03"),

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from linearize.errors import Problem, RecipeError
-from linearize.plan import Plan, check_draft
+from linearize.plan import Plan
+from linearize.plan_check import check_draft
 from linearize.plugins import Plugins
 from linearize.recipe.load import draft_recipe
+from linearize.specs import LayoutSpec
 from linearize.stage_roles import select_parameters
 
 ROLES = {"a.weight": {"new", "gate"}, "b.weight": {"new", "norm"}, "q.weight": {"qkv"}}
@@ -32,7 +34,7 @@ def test_a_plan_counts_what_each_stage_trains(tables: dict[str, Any], plugins: P
     plan = plan_of(tables, plugins)
     assert plan.linear == tuple(range(len(plan.sites)))
     align, distill = plan.stages
-    assert 0 < align.num_trained < distill.num_trained == plan.mixer_parameters * len(plan.sites)
+    assert 0 < align.num_trained < distill.num_trained == plan.mixer_parameters
     assert plan.state_bytes > 0
 
 
@@ -48,8 +50,8 @@ def test_a_layer_stage_on_all_sites_gives_kept_sites_a_mixer(tables: dict[str, A
     assert 0 not in plan.linear
     assert 0 not in plan.stages[1].sites
     assert 0 in plan.stages[0].sites
-    assert plan.sites_with_mixer() == tuple(range(len(plan.sites)))
-    assert 0 not in plan_of(tables, plugins, keep).sites_with_mixer()
+    assert list(plan.mixers_by_site()) == list(range(len(plan.sites)))
+    assert 0 not in plan_of(tables, plugins, keep).mixers_by_site()
 
 
 def test_a_layout_that_names_a_site_too_many_is_told_the_sites_there_are(
@@ -149,14 +151,80 @@ def test_a_backend_that_cannot_run_here_is_a_problem_of_the_mixer(tables: dict[s
 
 
 def test_parameters_are_chosen_by_role_and_taken_out_by_role() -> None:
-    assert select_parameters(ROLES, ["new"], []) == ["a.weight", "b.weight"]
-    assert select_parameters(ROLES, ["new", "qkv"], ["norm"]) == ["a.weight", "q.weight"]
+    assert select_parameters([ROLES], ["new"], []) == [("a.weight", "b.weight")]
+    assert select_parameters([ROLES], ["new", "qkv"], ["norm"]) == [("a.weight", "q.weight")]
     with pytest.raises(
         ValueError, match=r"no parameter of the mixer has the role 'decay'\. There are: gate, new, norm, qkv"
     ):
-        select_parameters(ROLES, ["new"], ["decay"])
+        select_parameters([ROLES], ["new"], ["decay"])
+
+
+def test_a_role_that_one_of_the_mixers_has_is_enough() -> None:
+    mixers = [ROLES, {"c.weight": {"new", "decay"}}]
+    assert select_parameters(mixers, ["decay"], []) == [(), ("c.weight",)]
+    assert select_parameters(mixers, ["new"], ["decay"]) == [("a.weight", "b.weight"), ()]
+    with pytest.raises(ValueError, match=r"has the role 'rope'\. There are: decay, gate, new, norm, qkv"):
+        select_parameters(mixers, ["new", "rope"], [])
 
 
 def test_plans_are_values(tables: dict[str, Any], plugins: Plugins) -> None:
     plan = plan_of(tables, plugins)
     assert dataclasses.replace(plan) == plan_of(tables, plugins)
+
+
+class StrangersLayout:
+    """Stands for a stranger's layout."""
+
+    def __init__(self, config: Any) -> None:
+        del config
+
+    def linear_sites(self, sites: Any) -> Any:
+        return self.returned(sites)
+
+    @staticmethod
+    def returned(sites: Any) -> Any:
+        raise NotImplementedError
+
+
+@pytest.fixture
+def with_layout() -> Plugins:
+    """What the checkout brings, and the stranger's layout."""
+    plugins = Plugins.discover()
+    spec = LayoutSpec(name="strangers", build=f"{__name__}:StrangersLayout", source="https://example.org")
+    plugins.registry.registrar("stranger")(spec)
+    return plugins
+
+
+@pytest.mark.parametrize(
+    "returned", [[1, 1], [1, 0], [0, 77], [-1], None, 3, ["0"], [0.0]], ids=lambda returned: str(returned)
+)
+def test_a_layout_that_returns_no_ascending_indices_is_told_with_its_plug_in(
+    tables: dict[str, Any], with_layout: Plugins, monkeypatch: pytest.MonkeyPatch, returned: Any
+) -> None:
+    monkeypatch.setattr(StrangersLayout, "returned", staticmethod(lambda sites: returned))
+    tables["student"]["layout"] = {"type": "strangers"}
+    (problem,) = problems(tables, with_layout)
+    assert (problem.path, problem.code) == ("student.layout", "plugin")
+    assert f"the layout 'strangers' ({__name__}:StrangersLayout) returned {returned!r}; " in problem.text
+
+
+def test_a_layout_written_for_the_number_of_sites_is_told_that_it_gets_the_sites(
+    tables: dict[str, Any], with_layout: Plugins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StrangersLayout, "returned", staticmethod(lambda num_sites: list(range(num_sites))))
+    tables["student"]["layout"] = {"type": "strangers"}
+    (problem,) = problems(tables, with_layout)
+    assert (problem.path, problem.code) == ("student.layout", "plugin")
+    assert f"the layout 'strangers' ({__name__}:StrangersLayout) failed with TypeError: " in problem.text
+    assert "gets the teacher's sites, a sequence, not their number" in problem.text
+
+
+def test_a_layout_gets_the_teachers_sites(
+    tables: dict[str, Any], with_layout: Plugins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_tower = staticmethod(lambda sites: [site.index for site in sites if site.tower == "language"])
+    monkeypatch.setattr(StrangersLayout, "returned", by_tower)
+    tables["student"]["layout"] = {"type": "strangers"}
+    plan = plan_of(tables, with_layout)
+    assert {plan.sites[index].tower for index in plan.linear} == {"language"}
+    assert 0 < len(plan.linear) < len(plan.sites)

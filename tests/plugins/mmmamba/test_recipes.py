@@ -65,16 +65,16 @@ def test_the_released_codes_mixer_is_what_the_published_checkpoints_hold() -> No
 def test_every_variant_fits_the_roles_of_the_mamba2_mixer(variant: str) -> None:
     overrides = [f"schedule.variant={variant}"]
     recipe = load_recipe(EXAMPLES / "mmmamba_hovle.toml", overrides, Plugins.discover())
-    from linearize.plan import meta_mixer
     from linearize.protocols import AttentionSite
+    from linearize.site_mixers import meta_mixer
     from linearize.stage_roles import select_parameters
 
     site = AttentionSite(
         index=0, path="layer", tower="language", layer=0, cache_index=0,
         hidden_size=16, num_heads=4, num_key_value_heads=2, key_dim=4, value_dim=4,
     )  # fmt: skip
-    roles = meta_mixer(recipe, site).roles()  # type: ignore[operator]
-    trained = [set(select_parameters(roles, stage.train, stage.freeze)) for stage in recipe.recipe.stages]
+    roles = meta_mixer(recipe.components["student.mixer"], site).roles()
+    trained = [set(*select_parameters([roles], stage.train, stage.freeze)) for stage in recipe.recipe.stages]
     frozen = {"dt_bias", "A_log"} if variant == "code" else set()
     assert trained[1] - trained[0] == {"q_proj.weight", "k_proj.weight", "v_proj.weight"}
     assert trained[1] == roles.keys()

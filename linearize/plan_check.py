@@ -1,0 +1,174 @@
+"""Holding a recipe against its teacher's configuration: all that is wrong, or the plan. No weight is loaded."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from linearize.errors import LinearizeError, PluginError
+from linearize.plan import CheckedRecipe, Plan, StagePlan
+from linearize.protocols import AttentionSite, Layout, TeacherAdapter
+from linearize.recipe.load import Draft, finish_draft
+from linearize.recipe.model import RunTable
+from linearize.site_mixers import SiteMixers, group_sites
+from linearize.stage_roles import asked_roles, check_roles_of_stand_in, select_parameters
+
+if TYPE_CHECKING:
+    from linearize.components import ResolvedComponent
+
+MIXER = "student.mixer"
+
+
+def check_draft(draft: Draft) -> CheckedRecipe:
+    """Completes the check of a draft with all that needs the teacher's configuration.
+
+    Raises:
+        RecipeError: with every problem found here and before, by TOML path.
+    """
+    adapter = _build(draft, "teacher")
+    sites: Sequence[AttentionSite] = ()
+    if adapter is not None:
+        with draft.telling("teacher"):
+            sites = tuple(adapter.sites())
+    linear = _linear_sites(draft, sites) if sites else None
+    mixers = _site_mixers(draft, sites, linear) if sites else None
+    stages: list[StagePlan] = []
+    if mixers is not None:
+        stages = _plan_stages(draft, sites, linear or (), mixers)
+    else:
+        check_roles_of_stand_in(draft, sites[0] if sites else None)
+    for path in ("data", *(p for p in draft.components if p.startswith("evaluate."))):
+        _build(draft, path)
+    recipe = finish_draft(draft)
+    assert adapter is not None
+    assert linear is not None
+    assert mixers is not None
+    return CheckedRecipe(recipe, adapter, Plan(tuple(sites), linear, mixers, tuple(stages), caveats_of(adapter)))
+
+
+def caveats_of(adapter: TeacherAdapter) -> tuple[str, ...]:
+    """What the adapter tells as ``TellsCaveats``; nothing where it does not."""
+    told: Any = getattr(adapter, "caveats", tuple)
+    return tuple(told())
+
+
+def _build(draft: Draft, path: str) -> Any:
+    component = draft.components.get(path)
+    if component is None:
+        return None
+    with draft.telling(path):
+        return component.build()
+    return None
+
+
+def _device(wanted: str) -> str:
+    """Where a run with this ``run.device`` computes on this machine."""
+    import torch
+
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def _faults_of(component: ResolvedComponent, hint: str = "") -> Iterator[None]:
+    """Makes an exception that a component should not raise one that names it; LinearizeError and ValueError pass.
+
+    Raises:
+        PluginError: with the component's name and code, and ``hint``.
+    """
+    try:
+        yield
+    except (LinearizeError, ValueError):
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"the {_who(component)} failed with {type(error).__name__}: {error}. {hint}That is for its plug-in to mend"
+        ) from error
+
+
+def _who(component: ResolvedComponent) -> str:
+    return f"{component.spec.kind} '{component.spec.name}' ({component.spec.build})"
+
+
+def _linear_sites(draft: Draft, sites: Sequence[AttentionSite]) -> tuple[int, ...] | None:
+    """What the layout names; None where it, or what it names, is wrong."""
+    layout = _build(draft, "student.layout")
+    if layout is None:
+        return None
+    with draft.telling("student.layout"):
+        return _checked_indices(layout, draft.components["student.layout"], sites)
+    return None
+
+
+def _checked_indices(layout: Layout, component: ResolvedComponent, sites: Sequence[AttentionSite]) -> tuple[int, ...]:
+    """The indices that a layout names.
+
+    Raises:
+        PluginError: it fails in a way that layouts should not, or returns something else than the indices of some
+            sites, ascending, each once.
+        ValueError: it refuses these sites, or names none of them.
+    """
+    known = f"the teacher has {len(sites)} sites {sites[0].index}..{sites[-1].index}"
+    with _faults_of(component, "linear_sites(sites) gets the teacher's sites, a sequence, not their number. "):
+        named: Any = layout.linear_sites(sites)
+    try:
+        indices = tuple(operator.index(one) for one in named)
+    except TypeError:
+        indices = None
+    if indices is None or list(indices) != sorted({site.index for site in sites} & set(indices)):
+        raise PluginError(
+            f"the {_who(component)} returned {named!r}; expected indices of sites, ascending, each once; {known}. "
+            "That is for its plug-in to mend"
+        )
+    if not indices:
+        raise ValueError(f"leaves no site linear; {known}")
+    return indices
+
+
+def _site_mixers(
+    draft: Draft, sites: Sequence[AttentionSite], linear: Sequence[int] | None
+) -> tuple[SiteMixers, ...] | None:
+    """The mixers of all sites that get one; None where one of them cannot be built."""
+    component = draft.components.get(MIXER)
+    if component is None:
+        return None
+    everywhere = linear is None or any(stage.sites == "all" for stage in draft.stages.values())
+    wanted = [site for site in sites if everywhere or site.index in (linear or ())]
+    run = draft.recipe.run if draft.recipe is not None else RunTable(name="any")
+    with draft.telling(MIXER), _faults_of(component):
+        return group_sites(wanted, component, device=_device(run.device), dtype=run.dtype)
+    return None
+
+
+def _plan_stages(
+    draft: Draft, sites: Sequence[AttentionSite], linear: Sequence[int], mixers: Sequence[SiteMixers]
+) -> list[StagePlan]:
+    plans = []
+    for number, train, freeze in asked_roles(draft):
+        stage, objective = draft.stages.get(number), draft.components.get(f"stages.{number}.objective")
+        indices = {site.index for site in sites} if stage is not None and stage.sites == "all" else set(linear)
+        taking_part = [group for group in mixers if indices & set(group.sites)] or mixers
+        trained: Mapping[int, tuple[str, ...]] = {}
+        with draft.telling(f"stages.{number}.train"):
+            chosen = select_parameters([group.roles for group in taking_part], train, freeze)
+            trained = {
+                site: names
+                for group, names in zip(taking_part, chosen, strict=True)
+                for site in group.sites
+                if site in indices and names
+            }
+        if stage is None:
+            continue
+        if stage.sites == "all" and objective is not None and not objective.spec.builder().is_layerwise:
+            draft.tell(
+                f"stages.{number}.sites",
+                "'all' is for layer objectives; an objective on the whole student trains the sites that run; "
+                "set sites = 'layout'",
+                found="all",
+                code="not_layerwise",
+            )
+        sizes = {site: group.sizes for group in taking_part for site in group.sites}
+        num_trained = sum(sizes[site][name] for site, names in trained.items() for name in names)
+        plans.append(StagePlan(stage, stage.objective.type, dict(sorted(trained.items())), num_trained))
+    return plans

@@ -27,10 +27,10 @@ from backends_agreement import DTYPES, Sizes, compare_mixer, compare_op, familie
 from backends_page import Report, measured, merged, read, write_page
 from backends_timing import MIXER, OPS, SSD_BACKENDS, Bench, measurements
 
-from linearize.environment import describe_environment
+from linearize.files.whole_file import write_text
 from linearize.ops.backends import available_backends
 from linearize.ops.tuning import limit_tuning
-from linearize.whole_file import write_text
+from linearize.pipeline.environment import describe_environment
 
 
 class Journal:

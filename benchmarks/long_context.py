@@ -22,9 +22,9 @@ from linearize_hovle.adapter import attention_sites
 from linearize_hovle.configuration import HovleConfig
 from linearize_hovle.modeling import HovleForConditionalGeneration
 
-from linearize.environment import describe_environment
-from linearize.plugins import Plugins
-from linearize.specs import MixerSpec
+from linearize.pipeline.environment import describe_environment
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.specs import MixerSpec
 from linearize.student.convert import convert, release_teacher, set_linear
 from linearize.student.mixers import build_mixer
 

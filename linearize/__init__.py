@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from linearize._version import __version__
+
 if TYPE_CHECKING:
     from linearize.api import compare, load_student, load_teacher, run
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "compare", "load_student", "load_teacher", "run"]
 
 

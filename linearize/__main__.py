@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from linearize.cli import main
+from linearize.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -14,23 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from linearize.display import Display, SilentDisplay
 from linearize.errors import CheckpointError, RecipeError
-from linearize.plan import CheckedRecipe
-from linearize.plan_check import caveats_of, check_draft
-from linearize.plugins import Plugins
+from linearize.files.run_folder import RUNS, RunFolder, disk_errors, is_first_process
+from linearize.pipeline.display import Display, SilentDisplay
+from linearize.plan.check import caveats_of, check_draft
+from linearize.plan.plan import CheckedRecipe
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.problems import describe_validation
+from linearize.plugin.specs import FormatSpec, TeacherSpec
 from linearize.protocols import TeacherAdapter
 from linearize.recipe.load import draft_recipe
-from linearize.recipe.problems import describe_validation
 from linearize.recipe.toml import to_inline
-from linearize.run_folder import RUNS, RunFolder, disk_errors, is_first_process
-from linearize.specs import FormatSpec, TeacherSpec
 
 if TYPE_CHECKING:
     import torch
 
     from linearize.comparison.findings import ComparisonResult
-    from linearize.distill.pipeline import RunResult
+    from linearize.pipeline.run import RunResult
 
 Overrides = Sequence[str] | Mapping[str, Any]
 """["stages.distill.steps=200"] as on the command line, or {"stages.distill.steps": 200}."""
@@ -158,7 +158,7 @@ def run(
     if not folder.done.exists():
         checked = checked.with_tokens()
 
-    from linearize.distill.pipeline import run_pipeline
+    from linearize.pipeline.run import run_pipeline
 
     try:
         return run_pipeline(checked.recipe, checked.adapter, checked.plan, folder, shown)

@@ -39,10 +39,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
-from linearize.data.conversation import Conversation, Turn
-from linearize.environment import describe_environment
 from linearize.evaluate.answers import generate_answers
+from linearize.pipeline.environment import describe_environment
 from linearize.protocols import Batch
+from linearize.protocols.conversation import Conversation, Turn
 
 TILE, PATCH = 112, 14
 

@@ -14,12 +14,13 @@ from pydantic import ValidationError
 
 from linearize.comparison.options import CellTable, CompareTable
 from linearize.errors import Problem, RecipeError
-from linearize.plan import CheckedRecipe
-from linearize.plan_check import check_draft
-from linearize.plugins import Plugins
+from linearize.plan.check import check_draft
+from linearize.plan.plan import CheckedRecipe
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.problems import describe_validation
+from linearize.plugin.tables import Table
 from linearize.recipe.load import draft_recipe, read_source
-from linearize.recipe.problems import describe_validation
-from linearize.recipe.toml import Table, apply_override, to_inline
+from linearize.recipe.toml import apply_override, to_inline
 
 Changes = tuple[tuple[str, Any], ...]
 """(key path, value), in the order in which they are made."""

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from linearize.comparison.findings import CellFinding, ComparisonResult
-from linearize.plan_table import byte_size
+from linearize.plan.table import byte_size
 from linearize.report.plots import INK, STYLE, TEACHER, WIDTH, panels, running_mean, thinned
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B5B00", "#2B333D")

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from linearize.api import check
-from linearize.distill.pipeline import load_teacher_model, make_accelerator
 from linearize.evaluate.answers import pad_id
 from linearize.evaluate.modes import inference
 from linearize.evaluate.runner import list_questions
+from linearize.pipeline.run import load_teacher_model, make_accelerator
 from linearize.student.modeling import load_student
 
 if TYPE_CHECKING:
+    from linearize.plugin.tables import Table
     from linearize.protocols import Batch
-    from linearize.recipe.toml import Table
 
 TEACHER = "teacher"
 PROMPTS = 8

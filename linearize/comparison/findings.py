@@ -16,8 +16,8 @@ from linearize.comparison.folder import ComparisonFolder
 from linearize.comparison.noise import Estimate, TaskOutcomes, difference, mean_retention, retention
 from linearize.comparison.running import Failure
 from linearize.evaluate.scores import Interval
-from linearize.evaluate.store import read_json
-from linearize.report.branches import branch_warnings
+from linearize.files.store import read_json
+from linearize.report.branch_table import branch_warnings
 from linearize.report.records import StageRecord, read_run
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from linearize.comparison.cells import Cell, Comparison
 from linearize.errors import RunError
-from linearize.evaluate.store import read_json, write_json
-from linearize.run_folder import COMPARISON, RunFolder, differences
+from linearize.files.run_folder import COMPARISON, RunFolder, differences
+from linearize.files.store import read_json, write_json
 
 
 class ComparisonFolder:

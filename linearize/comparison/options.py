@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from linearize.config import Config
+from linearize.plugin.config import Config
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 

@@ -11,10 +11,10 @@ from typing import Any
 from linearize.comparison import table
 from linearize.comparison.findings import ComparisonResult, DialPoint, Difference
 from linearize.comparison.noise import Estimate
-from linearize.evaluate.store import write_json
+from linearize.files.store import write_json
+from linearize.files.whole_file import write_text
 from linearize.report.page import Chart, data_url, flat, render
-from linearize.report.wording import counted
-from linearize.whole_file import write_text
+from linearize.wording import counted
 
 TEMPLATE = "page.html.j2"
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from linearize.comparison.cells import Cell, Comparison
 from linearize.comparison.folder import ComparisonFolder
-from linearize.display import Display
 from linearize.errors import RunError
-from linearize.evaluate.store import read_json, write_json
+from linearize.files.store import read_json, write_json
+from linearize.pipeline.display import Display
 from linearize.recipe.load import fingerprint
 
 LOG_LINES = 12

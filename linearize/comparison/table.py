@@ -17,10 +17,10 @@ from rich.text import Text
 from linearize.comparison.cells import Changes, Comparison
 from linearize.comparison.findings import CellFinding, ComparisonResult, Difference
 from linearize.comparison.noise import Estimate
-from linearize.plan_table import byte_size
+from linearize.files.run_folder import RUNS
+from linearize.plan.table import byte_size
 from linearize.recipe.toml import to_inline
-from linearize.report.wording import ABSENT, counted, duration, percent, percent_interval, quantity, short_count
-from linearize.run_folder import RUNS
+from linearize.wording import ABSENT, counted, duration, percent, percent_interval, quantity, short_count
 
 AVERAGE = "average"
 KL = "KL, nats/token"

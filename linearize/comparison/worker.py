@@ -14,9 +14,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from linearize.display import ConsoleDisplay
 from linearize.errors import LinearizeError
-from linearize.evaluate.store import write_json
+from linearize.files.store import write_json
+from linearize.pipeline.display import ConsoleDisplay
 
 
 def main() -> None:
@@ -36,8 +36,8 @@ def main() -> None:
 
 def _run(job: dict[str, Any]) -> None:
     from linearize.api import check
-    from linearize.distill.pipeline import run_pipeline
-    from linearize.run_folder import RunFolder
+    from linearize.files.run_folder import RunFolder
+    from linearize.pipeline.run import run_pipeline
 
     display = ConsoleDisplay(brief=True)
     checked = check(job["tables"])
@@ -74,7 +74,7 @@ def _die_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    from linearize.cli import quieten_libraries
+    from linearize.cli.app import quieten_libraries
 
     quieten_libraries()
     main()

@@ -17,8 +17,8 @@ from linearize.data.llava_record import LlavaRecord, parse_record, record_to_jso
 from linearize.errors import DataError
 
 if TYPE_CHECKING:
-    from linearize.data.conversation import Conversation
     from linearize.protocols import DataSource
+    from linearize.protocols.conversation import Conversation
 
 RECORDS = "records.jsonl"
 IMAGES = "images"

@@ -9,12 +9,12 @@ from typing import Any, Self
 from PIL import Image
 from pydantic import Field, model_validator
 
-from linearize import hub
 from linearize.data.bad_records import BadRecord, BadRecordError, BadRecords
-from linearize.data.conversation import IMAGE_MARK, Conversation
 from linearize.data.llava_record import parse_record
 from linearize.data.record_config import RecordConfig
 from linearize.errors import DataError, did_you_mean_path
+from linearize.files import hub
+from linearize.protocols.conversation import IMAGE_MARK, Conversation
 
 IMAGES = ("image", "images")
 """Columns that are looked for, in this order, where the recipe names none with the images."""

@@ -10,11 +10,11 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
 from linearize.data.bad_records import BadRecord, BadRecordError, BadRecords
-from linearize.data.conversation import Conversation
 from linearize.data.llava_record import LlavaRecord, parse_record
 from linearize.data.record_config import RecordConfig
 from linearize.data.record_file import Entry, read_entry, scan_entries
 from linearize.errors import DataError, did_you_mean_path
+from linearize.protocols.conversation import Conversation
 
 logger = logging.getLogger(__name__)
 

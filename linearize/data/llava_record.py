@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from linearize.data.bad_records import BadRecordError
-from linearize.data.conversation import IMAGE_MARK, Turn
+from linearize.protocols.conversation import IMAGE_MARK, Turn
 
 SystemHandling = Literal["refuse", "prepend", "drop"]
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from linearize.config import Config
 from linearize.data.llava_record import SystemHandling
+from linearize.plugin.config import Config
 
 
 class RecordConfig(Config):

@@ -16,8 +16,8 @@ from linearize.errors import DataError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from linearize.data.conversation import Conversation
     from linearize.protocols import DataSource
+    from linearize.protocols.conversation import Conversation
 
 T = TypeVar("T")
 

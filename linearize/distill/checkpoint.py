@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from linearize.errors import RunError
-from linearize.whole_file import write_text
+from linearize.files.whole_file import write_text
 
 KEPT = 2
 PREFIX = "step-"

@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from linearize.data.conversation import Conversation
 from linearize.data.prefetch import prefetch
 from linearize.data.stream import micro_batches
 from linearize.distill.checkpoint import Checkpoint, read_latest, write_checkpoint, write_json
@@ -21,8 +20,9 @@ from linearize.distill.metrics import Progress, StageLog
 from linearize.distill.objectives import Measured, Objective
 from linearize.distill.optimize import StageOptimizer
 from linearize.errors import RunError
-from linearize.plan import StagePlan
+from linearize.plan.plan import StagePlan
 from linearize.protocols import Batch
+from linearize.protocols.conversation import Conversation
 from linearize.recipe.load import fingerprint
 from linearize.student.convert import linearized_sites
 

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from linearize.distill.memory import peak_memory_gib
 from linearize.distill.objectives import Measured
 from linearize.errors import RunError
-from linearize.memory import peak_memory_gib
-from linearize.whole_file import write_text
+from linearize.files.whole_file import write_text
 
 FILE = "metrics.jsonl"
 

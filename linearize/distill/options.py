@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from linearize.config import Config
+from linearize.plugin.config import Config
 
 
 class LayerMseConfig(Config):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from linearize.errors import PluginError
-from linearize.plan import Plan
+from linearize.plan.plan import Plan
 from linearize.protocols import SeedReport, TeacherAdapter
 from linearize.recipe.load import LoadedRecipe
 from linearize.student.convert import convert, set_linear

@@ -19,8 +19,8 @@ from linearize.student.convert import teacher_route
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from linearize.data.conversation import Conversation
     from linearize.protocols import Batch, TeacherAdapter
+    from linearize.protocols.conversation import Conversation
 
 POSITIONS_AT_ONCE = 256
 """Rows whose log-probabilities stand in fp32 at one time: 95 MB a model at a vocabulary of 92 544."""

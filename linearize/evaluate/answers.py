@@ -13,8 +13,8 @@ from linearize.evaluate.order import length_ordered_batches
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from linearize.data.conversation import Conversation
     from linearize.protocols import TeacherAdapter
+    from linearize.protocols.conversation import Conversation
 
 
 def generate_answers(

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from linearize.evaluate.store import file_name
-from linearize.whole_file import written_whole
+from linearize.files.store import file_name
+from linearize.files.whole_file import written_whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from linearize.data.conversation import Conversation
+    from linearize.protocols.conversation import Conversation
 
 LONGEST_SIDE = 448
 """Pixels; larger images are scaled down to this, so that a report of many photographs is still easy to send."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from linearize.data.conversation import Conversation
+    from linearize.protocols.conversation import Conversation
 
 
 def length_ordered_batches(

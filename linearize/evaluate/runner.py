@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 from linearize.errors import DataError
 from linearize.evaluate.agreement import Agreement, measure_agreement
 from linearize.evaluate.answers import generate_answers
-from linearize.evaluate.branches import BranchMeasures, SiteSums, describe_branches, measure_branches
+from linearize.evaluate.branch_analysis import BranchMeasures, SiteSums, describe_branches, measure_branches
 from linearize.evaluate.examples import keep_examples
 from linearize.evaluate.scores import TaskScore, average_retention
-from linearize.evaluate.store import file_name, fingerprint, read_json, write_json
+from linearize.files.store import file_name, fingerprint, read_json, write_json
 from linearize.student.branches import branch_names, without_branch
 from linearize.student.convert import teacher_route
 
 if TYPE_CHECKING:
-    from linearize.data.conversation import Conversation
     from linearize.protocols import Benchmark, TeacherAdapter
+    from linearize.protocols.conversation import Conversation
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is running, questions done, questions in all); a question counts once per pass over it."""

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from linearize.config import Config
+from linearize.plugin.config import Config
 
 QkNorm = Literal["none", "rms", "l2"]
 KeyValueHeads = Literal["grouped", "per_query"]

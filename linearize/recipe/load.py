@@ -14,13 +14,11 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
-from linearize.components import ResolvedComponent, read_options
 from linearize.errors import LinearizeError, Problem, RecipeError
-from linearize.plugins import Plugins
-from linearize.recipe.model import Component, Recipe, Stage, StudentTable
-from linearize.recipe.problems import describe_validation, named_path
-from linearize.recipe.toml import Table, apply_override, merge_named, read_tables
-from linearize.specs import (
+from linearize.plugin.components import ResolvedComponent, read_options
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.problems import describe_validation, named_path
+from linearize.plugin.specs import (
     BenchmarkSpec,
     DataSpec,
     LayoutSpec,
@@ -31,6 +29,9 @@ from linearize.specs import (
     Spec,
     TeacherSpec,
 )
+from linearize.plugin.tables import Table, merge_named
+from linearize.recipe.model import Component, Recipe, Stage, StudentTable
+from linearize.recipe.toml import apply_override, read_tables
 
 COMPONENT_TABLES: Mapping[str, type[Spec]] = {
     "teacher": TeacherSpec,
@@ -154,7 +155,7 @@ def finish_draft(draft: Draft) -> LoadedRecipe:
 
 
 def load_recipe(source: Path | str | Mapping[str, Any], overrides: Sequence[str], plugins: Plugins) -> LoadedRecipe:
-    """A recipe whose tables and components are all valid; what needs the teacher is checked by ``linearize.plan``.
+    """A recipe whose tables and components are all valid; what needs the teacher is checked by ``linearize.plan.plan``.
 
     Raises:
         RecipeError: with every problem by TOML path.

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from linearize.components import named
-from linearize.config import Config
+from linearize.plugin.components import named
+from linearize.plugin.config import Config
 
 
 class Component(BaseModel):

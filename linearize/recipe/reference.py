@@ -17,11 +17,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from linearize.comparison.options import CompareTable
-from linearize.components import ComponentOf
-from linearize.plugins import Plugins
+from linearize.plugin.components import ComponentOf
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.specs import KINDS, FormatSpec, Spec
 from linearize.recipe.model import Component, Recipe
 from linearize.recipe.toml import to_inline
-from linearize.specs import KINDS, FormatSpec, Spec
 
 OWN_ORIGINS = ("linearize", "checkout")
 """Where plug-ins of this repository come from: installed with linearize, or found beside it."""

@@ -12,14 +12,14 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from linearize.components import component_title
-from linearize.data.conversation import IMAGE_MARK
-from linearize.evaluate.store import read_json
-from linearize.report import branches, tables
+from linearize.files.store import read_json
+from linearize.files.whole_file import write_text
+from linearize.plugin.components import component_title
+from linearize.protocols.conversation import IMAGE_MARK
+from linearize.report import branch_table, tables
 from linearize.report.records import RunRecord, StageRecord, read_run
 from linearize.report.results import build_results
-from linearize.report.wording import change, counted, duration, percent, percent_interval, quantity, short_count
-from linearize.whole_file import write_text
+from linearize.wording import change, counted, duration, percent, percent_interval, quantity, short_count
 
 TEMPLATE = "page.html.j2"
 STYLE_SHEET = "page.css"
@@ -75,9 +75,9 @@ def render_page(run: RunRecord, results: Mapping[str, Any], charts: Mapping[str,
         tasks=results["tasks"],
         results=results,
         branches={
-            "head": branches.HEAD,
-            "rows": branches.branch_rows(results),
-            "warnings": branches.branch_warnings(results),
+            "head": branch_table.HEAD,
+            "rows": branch_table.branch_rows(results),
+            "warnings": branch_table.branch_warnings(results),
         },
         averages={who: tables.mean_share(results, who) for who in ("teacher", "student")},
         stages=[_stage_row(stage) for stage in run.stages],

@@ -15,9 +15,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
+from linearize.files.whole_file import written_whole
 from linearize.report.records import StageRecord
-from linearize.report.wording import percent
-from linearize.whole_file import written_whole
+from linearize.wording import percent
 
 TEACHER, STUDENT, GRID, INK = "#8C96A3", "#0072B2", "#E3E7EC", "#2B333D"
 STYLE: Any = {

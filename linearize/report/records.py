@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from linearize.errors import RunError
-from linearize.evaluate.store import read_json
-from linearize.run_folder import COMPARISON
+from linearize.files.run_folder import COMPARISON
+from linearize.files.store import read_json
 
 
 @dataclass(frozen=True, slots=True)

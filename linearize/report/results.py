@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from linearize.evaluate.store import write_json
+from linearize.files.store import write_json
 from linearize.report.records import RunRecord, read_run
 
 EVALUATION_KEYS = (

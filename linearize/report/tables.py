@@ -8,8 +8,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from linearize.report.branches import CAPTION, HEAD, branch_rows, branch_warnings
-from linearize.report.wording import ABSENT, change, duration, percent, percent_interval, quantity, short_count
+from linearize.report.branch_table import CAPTION, HEAD, branch_rows, branch_warnings
+from linearize.wording import ABSENT, change, duration, percent, percent_interval, quantity, short_count
 
 SETTLED = 0.9
 """A layer stage whose mean error ends above this fraction of where it began is said to have hardly moved."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 
 from linearize.errors import PluginError
-from linearize.plugins import Plugins
+from linearize.plugin.discovery import Plugins
 
 COMMON_FILES: Mapping[str, str] = {
     "pyproject.toml": "pyproject.toml.txt",

@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from linearize.errors import CheckpointError, PluginError
-from linearize.plugins import Plugins
-from linearize.specs import TeacherSpec, load_target
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.specs import TeacherSpec, load_target
 from linearize.student.convert import convert, linearized_sites, release_teacher
 from linearize.student.description import build_mixers, read_description
 

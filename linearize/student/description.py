@@ -8,13 +8,13 @@ from typing import Any
 from pydantic import Field, ValidationError
 from torch import nn
 
-from linearize import __version__
-from linearize.components import component_types, read_options
-from linearize.config import Config
+from linearize._version import __version__
 from linearize.errors import CheckpointError, PluginError, UnknownNameError
-from linearize.plugins import Plugins
+from linearize.plugin.components import component_types, read_options
+from linearize.plugin.config import Config
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.specs import MixerSpec
 from linearize.protocols import AttentionSite
-from linearize.specs import MixerSpec
 from linearize.student.convert import converted_sites, linearized_sites
 from linearize.student.mixers import build_mixer, mixer_origin
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from linearize.config import Config
+from linearize.plugin.config import Config
+from linearize.plugin.specs import Spec
 from linearize.protocols import AttentionSite
-from linearize.specs import Spec
 
 _ORIGIN = "linearize_origin"
 

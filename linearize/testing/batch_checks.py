@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
-from linearize.data.conversation import Conversation
 from linearize.protocols import TOKEN_IMAGE, TOKEN_PAD, TeacherAdapter
+from linearize.protocols.conversation import Conversation
 from linearize.testing.numbers import assert_values_near
 from linearize.testing.teacher_inputs import ids_of, load, logits_of
 

@@ -24,12 +24,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from linearize.config import Config
 from linearize.distill.seeding import require_full_account
-from linearize.plugins import Plugins
+from linearize.plugin.config import Config
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.specs import MixerSpec, SeederSpec
 from linearize.protocols import AttentionSite, AttentionWeights, State
 from linearize.recipe.toml import to_inline
-from linearize.specs import MixerSpec, SeederSpec
 from linearize.student.branches import branches_of, leaving_out
 from linearize.testing.numbers import assert_near, distance, draw, positions_of
 

@@ -22,9 +22,9 @@ from linearize.errors import LinearizeError
 from linearize.mixing.heads import repeat_for_query_heads
 from linearize.mixing.mixer import LinearMixer
 from linearize.mixing.options import LinearMixerOptions
+from linearize.plugin.specs import SeederSpec
 from linearize.protocols import AttentionSite, AttentionWeights, SeedReport, SeedStyle
 from linearize.recipe.toml import to_inline
-from linearize.specs import SeederSpec
 from linearize.testing.mixers import MixerConformance, attention_weights, installed_plugins
 
 

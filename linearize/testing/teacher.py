@@ -27,12 +27,12 @@ from torch import nn
 from transformers import GenerationConfig
 from transformers.utils.logging import disable_progress_bar
 
-from linearize.data.conversation import IMAGE_MARK, Conversation, Turn
 from linearize.distill.objectives import LogitKl
 from linearize.distill.options import LogitKlConfig
-from linearize.plugins import Plugins
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.specs import MixerSpec
 from linearize.protocols import TOKEN_IMAGE, AttentionSite, Batch, TeacherAdapter
-from linearize.specs import MixerSpec
+from linearize.protocols.conversation import IMAGE_MARK, Conversation, Turn
 from linearize.student.convert import convert, linearized_sites, set_linear, teacher_route
 from linearize.student.mixers import build_mixer
 from linearize.student.modeling import load_student, save_student, student_state

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from linearize.hookspecs import Register, hookimpl
-from linearize.specs import BenchmarkSpec, DataSpec
+from linearize.plugin.hookspecs import Register, hookimpl
+from linearize.plugin.specs import BenchmarkSpec, DataSpec
 
 SOURCE = "https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits"
 """Where the handwritten digits come from; everything else is drawn by this package."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from linearize.data.conversation import Conversation
 from linearize.errors import UnknownNameError
+from linearize.protocols.conversation import Conversation
 from linearize_glance.config import GlanceBenchmarkConfig
 from linearize_glance.drawing import TASKS, draw
 

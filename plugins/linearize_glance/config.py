@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from linearize.config import Config
+from linearize.plugin.config import Config
 from linearize_glance.drawing import TASKS, task_named
 from linearize_glance.streams import Split
 from linearize_glance.task import MAX_TURNS

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from linearize.data.conversation import Conversation, Turn
 from linearize.errors import UnknownNameError
+from linearize.protocols.conversation import Conversation, Turn
 from linearize_glance.canvas import Picture
 from linearize_glance.memory import ALBUM, RECALL
 from linearize_glance.objects import ATTRIBUTE, COUNT, SPATIAL

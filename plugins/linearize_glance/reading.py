@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from linearize.data.conversation import Turn
+from linearize.protocols.conversation import Turn
 from linearize_glance import wording
 from linearize_glance.canvas import CELL, COLOR_NAMES, GRID, TILE, background, ink, paste, paste_in_cell
 from linearize_glance.sprites import (

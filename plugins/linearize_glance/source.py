@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from itertools import accumulate
 
-from linearize.data.conversation import Conversation
+from linearize.protocols.conversation import Conversation
 from linearize_glance.config import GlanceConfig
 from linearize_glance.drawing import TASKS, Drawing, draw, draw_arrays
 from linearize_glance.streams import between, stream

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from linearize.data.conversation import IMAGE_MARK, Turn
+from linearize.protocols.conversation import IMAGE_MARK, Turn
 from linearize_glance.canvas import Picture
 from linearize_glance.streams import TRAINING_SPLITS, Split
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from linearize.data.conversation import IMAGE_MARK
+from linearize.protocols.conversation import IMAGE_MARK
 from linearize_glance.canvas import COLOR_NAMES
 from linearize_glance.sprites import GLYPHS, SHAPES
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from linearize.hookspecs import Register, hookimpl
-from linearize.specs import FormatSpec, ScheduleSpec, SeederSpec
+from linearize.plugin.hookspecs import Register, hookimpl
+from linearize.plugin.specs import FormatSpec, ScheduleSpec, SeederSpec
 
 PAPER = "https://arxiv.org/abs/2502.13145"
 CODE = "https://github.com/hustvl/mmMamba"

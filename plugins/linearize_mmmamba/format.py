@@ -14,9 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from linearize.errors import CheckpointError
-from linearize.plugins import Plugins
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.specs import MixerSpec, NoOptions, TeacherSpec
 from linearize.protocols import AttentionSite
-from linearize.specs import MixerSpec, NoOptions, TeacherSpec
 from linearize.student.convert import convert, linearized_sites, release_teacher, replace_module
 from linearize.student.mixers import build_mixer, mixer_origin
 from linearize.student.site import LinearizedAttention

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from linearize.config import Config
+from linearize.plugin.config import Config
 
 Table = dict[str, Any]
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from linearize.errors import PluginError
 from linearize.mixing.heads import repeat_for_query_heads
+from linearize.plugin.specs import NoOptions
 from linearize.protocols import AttentionSite, AttentionWeights, SeedReport, SeedStyle
-from linearize.specs import NoOptions
 
 KEPT = frozenset({"o", "o_bias"})
 NORMS = frozenset({"q_norm", "k_norm"})

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from linearize.hookspecs import Register, hookimpl
-from linearize.specs import MixerSpec
+from linearize.plugin.hookspecs import Register, hookimpl
+from linearize.plugin.specs import MixerSpec
 
 
 @hookimpl

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from linearize.components import MixerComponent, ResolvedComponent, named
-from linearize.config import Config
+from linearize.plugin.components import MixerComponent, ResolvedComponent, named
+from linearize.plugin.config import Config
 
 
 class WindowOptions(Config):

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from linearize import hub
-from linearize.data.conversation import Conversation
 from linearize.errors import CheckpointError, did_you_mean, did_you_mean_path
+from linearize.files import hub
 from linearize.protocols import AttentionSite, AttentionWeights, Batch
+from linearize.protocols.conversation import Conversation
 from linearize_hovle.config import HovleTeacherConfig
 from linearize_hovle.config_file import read_config
 from linearize_hovle.configuration import HovleConfig

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from linearize.data.conversation import IMAGE_MARK, Conversation
 from linearize.errors import DataError
 from linearize.protocols import TOKEN_IMAGE, TOKEN_PAD, TOKEN_TEXT, Batch
+from linearize.protocols.conversation import IMAGE_MARK, Conversation
 from linearize_hovle.processing import HovleProcessor
 from linearize_hovle.prompt import IMAGE_END, IMAGE_START, Piece, get_template, with_image_marks
 

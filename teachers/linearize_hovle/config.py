@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from linearize.config import Config
+from linearize.plugin.config import Config
 
 
 class HovleTeacherConfig(Config):

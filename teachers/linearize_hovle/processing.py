@@ -14,8 +14,8 @@ import numpy.typing as npt
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 
-from linearize.data.conversation import IMAGE_MARK
 from linearize.errors import CheckpointError, DataError
+from linearize.protocols.conversation import IMAGE_MARK
 from linearize_hovle.configuration import HovleConfig
 from linearize_hovle.prompt import IMAGE_CONTEXT, expand_images, get_template
 from linearize_hovle.tiling import IMAGENET_MEAN, IMAGENET_STD, choose_grid, count_tiles, cut_tiles, normalize

@@ -10,8 +10,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from linearize.data.conversation import IMAGE_MARK
 from linearize.errors import CheckpointError, DataError, did_you_mean
+from linearize.protocols.conversation import IMAGE_MARK
 
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, GenerationConfig
 
-from linearize import hub
-from linearize.data.conversation import Conversation
 from linearize.errors import CheckpointError, did_you_mean_path
+from linearize.files import hub
 from linearize.protocols import AttentionSite, AttentionWeights, Batch
+from linearize.protocols.conversation import Conversation
 from linearize_transformers.batching import Batcher
 from linearize_transformers.config import TransformersTeacherConfig
 from linearize_transformers.facts import attention_weights, with_facts

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from linearize.data.conversation import Conversation
 from linearize.errors import CheckpointError, DataError
 from linearize.protocols import TOKEN_IMAGE, TOKEN_PAD, TOKEN_TEXT, Batch
+from linearize.protocols.conversation import Conversation
 from linearize_transformers.processing import process
 from linearize_transformers.prompt import Prompt, Template
 

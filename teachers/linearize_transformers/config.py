@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from linearize.config import Config
+from linearize.plugin.config import Config
 
 
 class TransformersTeacherConfig(Config):

@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from linearize.data.conversation import IMAGE_MARK, Conversation
 from linearize.errors import DataError
+from linearize.protocols.conversation import IMAGE_MARK, Conversation
 
 
 @dataclass(frozen=True, slots=True)

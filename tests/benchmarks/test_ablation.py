@@ -23,7 +23,7 @@ from benchmarks.ablation_cells import (
 )
 from benchmarks.ablation_page import BEGIN, END, Row, page_text, spread, table
 from linearize.errors import RecipeError
-from linearize.plugins import Plugins
+from linearize.plugin.discovery import Plugins
 from linearize.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[2]

@@ -13,14 +13,14 @@ import tomli_w
 from typer.testing import CliRunner
 
 import linearize
-from linearize.cli import app
+from linearize.cli.app import app
 from linearize.comparison.cells import Comparison, plan_comparison
 from linearize.comparison.folder import ComparisonFolder
 from linearize.comparison.running import share_of_the_machine
 from linearize.errors import RecipeError, RunError
+from linearize.files.run_folder import RunFolder
+from linearize.plan.mixers import meta_mixer
 from linearize.recipe.toml import read_tables
-from linearize.run_folder import RunFolder
-from linearize.site_mixers import meta_mixer
 
 ROOT = Path(__file__).parents[2]
 Tables = Callable[..., dict[str, Any]]

@@ -20,7 +20,7 @@ from linearize.comparison import charts, table
 from linearize.comparison.findings import ComparisonResult
 from linearize.comparison.page import render_page, write_report
 from linearize.report import plots
-from linearize.report.wording import percent
+from linearize.wording import percent
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from linearize.plugins import Plugins
+from linearize.plugin.discovery import Plugins
 
 ROOT = Path(__file__).parents[2]
 TEACHER = ROOT / "tests" / "fixtures" / "hovle_tiny"

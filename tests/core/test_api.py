@@ -11,7 +11,7 @@ import pytest
 import linearize
 from linearize import api
 from linearize.errors import CheckpointError, RecipeError, RunError, UnknownNameError
-from linearize.run_folder import RunFolder
+from linearize.files.run_folder import RunFolder
 
 
 class Stopped(Exception):
@@ -21,7 +21,7 @@ class Stopped(Exception):
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     """Makes a run in an empty folder stop before its first step; holds what the pipeline was given."""
-    from linearize.distill import pipeline
+    from linearize.pipeline import run as pipeline
 
     given: list[Any] = []
 
@@ -30,7 +30,7 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
         raise Stopped
 
     monkeypatch.setattr(pipeline, "run_pipeline", stop)
-    monkeypatch.setattr("linearize.plan.CheckedRecipe.with_tokens", lambda checked: checked)
+    monkeypatch.setattr("linearize.plan.plan.CheckedRecipe.with_tokens", lambda checked: checked)
     monkeypatch.chdir(tmp_path)
     return given
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import linearize
 import linearize.api
-from linearize.cli import app
+from linearize.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 Write = Callable[[str, str], Path]
@@ -50,7 +50,7 @@ def test_the_commands_are_these(tmp_path: Path) -> None:
 
 def test_help_imports_no_torch(tmp_path: Path) -> None:
     code = (
-        "import sys; sys.argv = ['linearize', '--help']\nfrom linearize.cli import main\n"
+        "import sys; sys.argv = ['linearize', '--help']\nfrom linearize.cli.app import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
         "heavy = ('torch', 'transformers', 'PIL', 'matplotlib')\n"
         "print([name for name in heavy if name in sys.modules], file=sys.stderr)"

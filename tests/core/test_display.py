@@ -17,11 +17,11 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from linearize.display import ConsoleDisplay, SilentDisplay, stage_outcome, step_numbers
-from linearize.plan import Plan, StagePlan
-from linearize.plan_check import check_draft
-from linearize.plan_table import byte_size, site_ranges
-from linearize.plugins import Plugins
+from linearize.pipeline.display import ConsoleDisplay, SilentDisplay, stage_outcome, step_numbers
+from linearize.plan.check import check_draft
+from linearize.plan.plan import Plan, StagePlan
+from linearize.plan.table import byte_size, site_ranges
+from linearize.plugin.discovery import Plugins
 from linearize.recipe.load import LoadedRecipe, draft_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -244,7 +244,7 @@ def test_ranges_and_sizes_read_as_people_write_them() -> None:
 
 
 def test_the_display_imports_no_torch() -> None:
-    code = "import sys, linearize.display; print('torch' in sys.modules)"
+    code = "import sys, linearize.pipeline.display; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -16,9 +16,9 @@ from linearize_hovle.config import HovleTeacherConfig
 from linearize_transformers.adapter import TransformersAdapter
 from linearize_transformers.config import TransformersTeacherConfig
 
-from linearize import hub
 from linearize.data.hub_dataset import HubDatasetConfig, HubDatasetSource
 from linearize.errors import LinearizeError
+from linearize.files import hub
 
 NOBODY = "http://127.0.0.1:9"
 

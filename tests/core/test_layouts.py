@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from linearize.layouts import AllLinear, EveryNth, EveryNthConfig, Keep, KeepConfig, Stacked, StackedConfig
+from linearize.plan.layouts import AllLinear, EveryNth, EveryNthConfig, Keep, KeepConfig, Stacked, StackedConfig
+from linearize.plugin.specs import NoOptions
 from linearize.protocols import AttentionSite
-from linearize.specs import NoOptions
 
 
 def sites(count: int) -> list[AttentionSite]:

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from linearize.errors import Problem, RecipeError
-from linearize.plan import Plan
-from linearize.plan_check import check_draft
-from linearize.plugins import Plugins
+from linearize.plan.check import check_draft
+from linearize.plan.plan import Plan
+from linearize.plan.roles import select_parameters
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.specs import LayoutSpec
 from linearize.recipe.load import draft_recipe
-from linearize.specs import LayoutSpec
-from linearize.stage_roles import select_parameters
 
 ROLES = {"a.weight": {"new", "gate"}, "b.weight": {"new", "norm"}, "q.weight": {"qkv"}}
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from linearize.errors import PluginError
-from linearize.hookspecs import Register, hookimpl
-from linearize.plugins import Plugins
-from linearize.specs import LayoutSpec, MixerSpec
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.hookspecs import Register, hookimpl
+from linearize.plugin.specs import LayoutSpec, MixerSpec
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "accelerate", "fla", "mamba_ssm", "triton", "PIL", "matplotlib")
@@ -132,7 +132,7 @@ def test_every_plugin_of_the_repository_loads(plugins: Plugins) -> None:
 def test_listing_plugins_in_a_checkout_imports_nothing_heavy(tmp_path: Path) -> None:
     code = (
         "import sys; sys.argv = ['linearize', 'plugins', '--json']\n"
-        "from linearize.cli import main\n"
+        "from linearize.cli.app import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
     )

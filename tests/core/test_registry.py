@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from linearize.errors import PluginError, UnknownNameError
-from linearize.registry import Registry
-from linearize.specs import LayoutSpec, MixerSpec, Spec, load_target
+from linearize.plugin.registry import Registry
+from linearize.plugin.specs import LayoutSpec, MixerSpec, Spec, load_target
 
 SOURCE = "https://example.org/paper"
 MAMBA2 = MixerSpec(name="mamba2", build="no.such:Thing", source=SOURCE)

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from linearize.errors import RunError
-from linearize.plugins import Plugins
+from linearize.files.run_folder import RunFolder, differences
+from linearize.plugin.discovery import Plugins
 from linearize.recipe.load import load_recipe
-from linearize.run_folder import RunFolder, differences
 
 LOCK_AND_WAIT = """
 import sys
 from pathlib import Path
-from linearize.run_folder import RunFolder
+from linearize.files.run_folder import RunFolder
 with RunFolder(Path(sys.argv[1])).locked():
     print("locked", flush=True)
     sys.stdin.readline()

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from linearize.whole_file import LONGEST_WRITE_S, write_text, written_whole
+from linearize.files.whole_file import LONGEST_WRITE_S, write_text, written_whole
 
 KILLED = """
 import os, sys
 from pathlib import Path
-from linearize.whole_file import written_whole
+from linearize.files.whole_file import written_whole
 with written_whole(Path(sys.argv[1])) as part:
     part.write_text("half")
     os._exit(9)

@@ -11,12 +11,12 @@ from linearize_glance.config import GlanceConfig
 from linearize_glance.source import GlanceSource
 from PIL import Image
 
-from linearize.data.conversation import Conversation, Turn
 from linearize.data.export import export_llava
 from linearize.data.llava_json import LlavaJsonConfig, LlavaJsonSource
 from linearize.data.stream import SampleStream
 from linearize.errors import DataError
 from linearize.protocols import DataSource
+from linearize.protocols.conversation import Conversation, Turn
 
 
 def picture(seed: int) -> Image.Image:

@@ -15,11 +15,11 @@ from PIL import Image
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from linearize.cli import app
-from linearize.data.conversation import Turn
+from linearize.cli.app import app
 from linearize.data.hub_dataset import HubDatasetConfig, HubDatasetSource
 from linearize.errors import DataError
 from linearize.protocols import DataSource
+from linearize.protocols.conversation import Turn
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "mmmamba_hovle.toml"
 RED, BLUE = (Image.new("RGB", (4, 3), name) for name in ("red", "blue"))

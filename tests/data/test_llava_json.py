@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from linearize.data.conversation import Turn
 from linearize.data.llava_json import LlavaJsonConfig, LlavaJsonSource
 from linearize.errors import DataError
 from linearize.protocols import DataSource
+from linearize.protocols.conversation import Turn
 
 
 def record(number: int, image: str | list[str] | None = "red.png", question: str = "<image>\nWhat?") -> dict[str, Any]:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
-from linearize.data.conversation import Conversation, Turn
 from linearize.data.stream import SampleStream, micro_batches
 from linearize.errors import DataError
+from linearize.protocols.conversation import Conversation, Turn
 
 GOLDEN_SEED_0 = [0, 8, 9, 3, 7, 5, 1, 2, 6, 4]
 GOLDEN_SEED_7 = [1, 7, 9, 6, 8, 0, 4, 3, 2, 5]

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 from linearize.mixing.options import LinearMixerOptions
-from linearize.plugins import Plugins
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.specs import MixerSpec
 from linearize.recipe.reference import OWN_ORIGINS
 from linearize.scaffold import mixer_files
-from linearize.specs import MixerSpec
 from linearize.testing import MixerConformance
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -16,7 +16,7 @@ from PIL import Image
 
 import linearize
 from linearize import api
-from linearize.cli import app
+from linearize.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")

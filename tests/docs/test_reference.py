@@ -7,10 +7,10 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from linearize import hookspecs
-from linearize.plugins import Plugins
+from linearize.plugin import hookspecs
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.specs import KINDS, Spec
 from linearize.recipe.reference import recipe_reference
-from linearize.specs import KINDS, Spec
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -15,7 +15,7 @@ import pytest
 
 import linearize
 from linearize.api import override_texts
-from linearize.display import SilentDisplay
+from linearize.pipeline.display import SilentDisplay
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "examples" / "mmmamba_hovle.toml"

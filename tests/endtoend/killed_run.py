@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 EVERYTHING = (
-    "linearize.api", "linearize.distill.pipeline", "linearize_glance.benchmark", "linearize_glance.source",
+    "linearize.api", "linearize.pipeline.run", "linearize_glance.benchmark", "linearize_glance.source",
     "linearize_hovle.adapter", "linearize_mamba2.mixer", "linearize_mmmamba.schedule", "linearize_mmmamba.seeding",
 )  # fmt: skip
 """What a run imports."""

@@ -17,7 +17,7 @@ import pytest
 from safetensors import SafetensorError
 from typer.testing import CliRunner
 
-from linearize.cli import app
+from linearize.cli.app import app
 from linearize.distill.checkpoint import read_latest
 
 # Everything that can be wrong in a recipe without hiding something else that is.

@@ -17,10 +17,10 @@ import tomli_w
 from typer.testing import CliRunner
 
 import linearize
-from linearize.cli import app
+from linearize.cli.app import app
 from linearize.comparison.findings import ComparisonResult
 from linearize.errors import RunError
-from linearize.run_folder import RunFolder
+from linearize.files.run_folder import RunFolder
 
 TINY: dict[str, Any] = {
     "run": {"name": "tiny", "device": "cpu", "num_threads": 1, "checkpoint_every": 1, "log_every": 1},

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from linearize.cli import app
+from linearize.cli.app import app
 
 NO_QUESTIONS = {"evaluate.benchmarks": []}
 

@@ -19,7 +19,7 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from linearize.cli import app
+from linearize.cli.app import app
 
 # In the order in which a run gets there: seeding; a step, a checkpoint half written and one not yet in its place, in
 # each stage; answers half written; the student and the report not yet in their places.

@@ -12,8 +12,8 @@ from linearize_glance.benchmark import GlanceBenchmark
 from linearize_glance.config import GlanceBenchmarkConfig, GlanceConfig
 from linearize_glance.source import GlanceSource
 
-from linearize.data.conversation import Conversation
-from linearize.plugins import Plugins
+from linearize.plugin.discovery import Plugins
+from linearize.protocols.conversation import Conversation
 from linearize.recipe.load import LoadedRecipe, load_recipe
 from linearize.recipe.toml import read_tables
 

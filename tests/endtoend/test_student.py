@@ -14,8 +14,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import linearize
 import linearize.auto  # the one import that the Auto classes need
-from linearize.plugins import Plugins
-from linearize.specs import BenchmarkSpec, TeacherSpec
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.specs import BenchmarkSpec, TeacherSpec
 
 TASKS = ("attribute", "album", "recall")
 """One picture, several pictures, none."""

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from linearize.data.conversation import Conversation, Turn
 from linearize.protocols import TOKEN_PAD, TOKEN_TEXT, Batch
+from linearize.protocols.conversation import Conversation, Turn
 
 torch.set_num_threads(1)
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from linearize.data.conversation import Conversation, Turn
 from linearize.evaluate.agreement import POSITIONS_AT_ONCE, answer_logits, compare_logits, measure_agreement
 from linearize.protocols import AttentionSite
+from linearize.protocols.conversation import Conversation, Turn
 from linearize.student.convert import convert, teacher_route
 
 

@@ -1,8 +1,8 @@
 import torch
 
-from linearize.data.conversation import Conversation, Turn
 from linearize.evaluate.answers import generate_answers
 from linearize.evaluate.order import length_ordered_batches
+from linearize.protocols.conversation import Conversation, Turn
 
 
 def uncached_answer(model, adapter, question, max_new_tokens):

@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import GenerationConfig, LlamaForCausalLM
 
-from linearize.components import read_options
-from linearize.evaluate.branches import measure_branches
+from linearize.evaluate.branch_analysis import measure_branches
 from linearize.evaluate.runner import evaluate
-from linearize.plugins import Plugins
+from linearize.plugin.components import read_options
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.specs import MixerSpec
 from linearize.protocols import AttentionSite
-from linearize.report.branches import branch_rows, branch_warnings
-from linearize.specs import MixerSpec
+from linearize.report.branch_table import branch_rows, branch_warnings
 from linearize.student.branches import without_branch
 from linearize.student.convert import convert, linearized_sites, set_linear
 from linearize.student.mixers import build_mixer

@@ -1,7 +1,7 @@
 from PIL import Image, ImageChops
 
-from linearize.data.conversation import Conversation, Turn
 from linearize.evaluate.examples import LONGEST_SIDE, choose_examples, keep_examples
+from linearize.protocols.conversation import Conversation, Turn
 
 
 def outcomes(text):

@@ -10,10 +10,10 @@ import torch
 
 from linearize.errors import PluginError
 from linearize.mixing.heads import repeat_for_query_heads
-from linearize.plugins import Plugins
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.specs import MixerSpec, SeederSpec
 from linearize.protocols import AttentionSite, AttentionWeights, SeedReport
 from linearize.recipe.reference import OWN_ORIGINS
-from linearize.specs import MixerSpec, SeederSpec
 from linearize.student.mixers import build_mixer
 from linearize.testing import MixerConformance
 from linearize.testing.mixers import attention_weights

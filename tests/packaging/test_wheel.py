@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from linearize.plugins import ENTRY_POINT_GROUP, IN_TREE_FOLDERS
+from linearize.plugin.discovery import ENTRY_POINT_GROUP, IN_TREE_FOLDERS
 
 ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

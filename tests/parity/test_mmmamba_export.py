@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from linearize.distill.objectives import LogitKl
 from linearize.distill.options import LogitKlConfig
-from linearize.plugins import Plugins
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.specs import MixerSpec, NoOptions, TeacherSpec
 from linearize.protocols import TOKEN_TEXT, AttentionSite, Batch
-from linearize.specs import MixerSpec, NoOptions, TeacherSpec
 from linearize.student.convert import convert, linearized_sites, release_teacher, set_linear
 from linearize.student.mixers import build_mixer
 

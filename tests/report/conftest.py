@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageDraw
 
-from linearize.data.conversation import Conversation, Turn
 from linearize.evaluate.examples import keep_examples
 from linearize.evaluate.scores import TaskScore, average_retention
+from linearize.protocols.conversation import Conversation, Turn
 from linearize.report.page import write_report
 from linearize.report.results import write_results
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from linearize.display import ConsoleDisplay
+from linearize.pipeline.display import ConsoleDisplay
 from linearize.report.page import write_report
 from linearize.report.results import write_results
 

@@ -1,6 +1,6 @@
 import pytest
 
-from linearize.report.wording import change, duration, percent, percent_interval, quantity, short_count
+from linearize.wording import change, duration, percent, percent_interval, quantity, short_count
 
 
 @pytest.mark.parametrize(

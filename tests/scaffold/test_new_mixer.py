@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from linearize.cli import app
+from linearize.cli.app import app
 from linearize.errors import PluginError
 from linearize.scaffold import mixer_files, new_mixer
 from linearize.testing import MixerConformance

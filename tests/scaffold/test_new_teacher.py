@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from linearize.cli import app
+from linearize.cli.app import app
 from linearize.errors import PluginError
 from linearize.scaffold import new_mixer, new_teacher, teacher_files
 

@@ -14,11 +14,11 @@ from linearize_hovle.modeling import HovleForConditionalGeneration
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, SmolVLMConfig, SmolVLMForConditionalGeneration
 
-from linearize.config import Config
-from linearize.hookspecs import Register, hookimpl
-from linearize.plugins import Plugins
+from linearize.plugin.config import Config
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.hookspecs import Register, hookimpl
+from linearize.plugin.specs import MixerSpec, TeacherSpec
 from linearize.protocols import AttentionSite
-from linearize.specs import MixerSpec, TeacherSpec
 from linearize.student.convert import convert, set_linear
 from linearize.student.mixers import build_mixer
 

@@ -19,9 +19,9 @@ from linearize_hovle.tokenization import HovleTokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from linearize.errors import CheckpointError, PluginError
-from linearize.plugins import Plugins
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.specs import MixerSpec, TeacherSpec
 from linearize.protocols import AttentionSite
-from linearize.specs import MixerSpec, TeacherSpec
 from linearize.student.classes import register_students, student_class
 from linearize.student.convert import convert, set_linear
 from linearize.student.mixers import build_mixer

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from linearize.errors import CheckpointError, PluginError
-from linearize.plugins import Plugins
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.specs import MixerSpec, TeacherSpec
 from linearize.recipe.reference import OWN_ORIGINS
-from linearize.specs import MixerSpec, TeacherSpec
 from linearize.student.convert import convert, converted_sites, linearized_sites, release_teacher
 from linearize.student.modeling import load_student, save_student
 

@@ -41,9 +41,9 @@ from kit_checks import checks, failing
 from torch import Tensor, nn
 
 from linearize.mixing.rotary import rotate
-from linearize.plugins import Plugins
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.specs import MixerSpec, SeederSpec
 from linearize.recipe.reference import OWN_ORIGINS
-from linearize.specs import MixerSpec, SeederSpec
 from linearize.testing import MixerConformance, SeederConformance
 
 
@@ -150,5 +150,5 @@ def test_every_mixer_and_seeder_of_this_repository_runs_the_kit() -> None:
 def test_importing_the_kit_collects_nothing_and_linearize_itself_imports_no_pytest() -> None:
     assert not MixerConformance.__name__.startswith("Test")
     assert not SeederConformance.__name__.startswith("Test")
-    code = "import linearize, linearize.plugins, sys; sys.exit('pytest' in sys.modules)"
+    code = "import linearize, linearize.plugin.discovery, sys; sys.exit('pytest' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

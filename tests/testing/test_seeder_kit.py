@@ -11,8 +11,8 @@ import torch
 from kit_checks import checks, failing
 from linearize_mmmamba.seeding import mimic
 
+from linearize.plugin.specs import NoOptions
 from linearize.protocols import AttentionSite, AttentionWeights, SeedReport
-from linearize.specs import NoOptions
 from linearize.testing import SeederConformance
 
 Seed = Callable[[AttentionWeights, Any, AttentionSite, torch.Generator], SeedReport]

@@ -11,8 +11,8 @@ from linearize_glance.drawing import TASKS, draw, draw_arrays
 from linearize_glance.sprites import digit_pool, handwritten
 from linearize_glance.streams import SPLITS, TRAINING_SPLITS, Split, stream
 
-from linearize.data.conversation import Conversation
 from linearize.errors import UnknownNameError
+from linearize.protocols.conversation import Conversation
 
 ALL_TASKS = tuple(TASKS)
 # Recall has no pictures, and its texts of 2 pairs repeat by chance alone: it has a test of its own.

@@ -16,9 +16,9 @@ from linearize_glance.streams import SPLITS
 from linearize_glance.wording import vocabulary_corpus, words
 from pydantic import ValidationError
 
-from linearize.data.conversation import Conversation, Turn
 from linearize.errors import UnknownNameError
-from linearize.specs import BenchmarkSpec, DataSpec, Spec
+from linearize.plugin.specs import BenchmarkSpec, DataSpec, Spec
+from linearize.protocols.conversation import Conversation, Turn
 
 
 def test_a_source_gives_the_same_conversation_whenever_an_index_is_asked_for() -> None:

@@ -12,8 +12,8 @@ from linearize_hovle.configuration import HovleConfig
 from linearize_hovle.modeling import HovleForConditionalGeneration
 from torch import nn
 
-from linearize.plugins import Plugins
-from linearize.specs import MixerSpec
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.specs import MixerSpec
 from linearize.student.convert import convert, set_linear
 from linearize.student.mixers import build_mixer
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from linearize.plugins import Plugins
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.specs import MixerSpec
 from linearize.protocols import AttentionSite
-from linearize.specs import MixerSpec
 from linearize.testing import SeederConformance
 
 

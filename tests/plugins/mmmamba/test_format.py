@@ -17,8 +17,8 @@ from transformers import LlamaConfig
 
 from linearize import load_student
 from linearize.errors import CheckpointError, UnknownNameError
-from linearize.plugins import Plugins
-from linearize.specs import FormatSpec, NoOptions
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.specs import FormatSpec, NoOptions
 from linearize.student.convert import linearized_sites, release_teacher, teacher_route
 from linearize.student.mixers import MixerOrigin
 from linearize.student.modeling import save_student

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from linearize_mmmamba.schedule import MmMambaSchedule, MmMambaScheduleConfig
 
-from linearize.plugins import Plugins
+from linearize.plugin.discovery import Plugins
 from linearize.recipe.load import LoadedRecipe, load_recipe
 from linearize.recipe.model import Stage
 
@@ -65,9 +65,9 @@ def test_the_released_codes_mixer_is_what_the_published_checkpoints_hold() -> No
 def test_every_variant_fits_the_roles_of_the_mamba2_mixer(variant: str) -> None:
     overrides = [f"schedule.variant={variant}"]
     recipe = load_recipe(EXAMPLES / "mmmamba_hovle.toml", overrides, Plugins.discover())
+    from linearize.plan.mixers import meta_mixer
+    from linearize.plan.roles import select_parameters
     from linearize.protocols import AttentionSite
-    from linearize.site_mixers import meta_mixer
-    from linearize.stage_roles import select_parameters
 
     site = AttentionSite(
         index=0, path="layer", tower="language", layer=0, cache_index=0,

@@ -11,8 +11,8 @@ from linearize_mmmamba.seeding import copy_qkv, mimic, scratch
 from torch import nn
 
 from linearize.errors import PluginError
+from linearize.plugin.specs import NoOptions
 from linearize.protocols import AttentionSite, AttentionWeights, SeedReport, SeedStyle
-from linearize.specs import NoOptions
 
 D, N, M, K, V = 12, 4, 2, 3, 5
 SITE = AttentionSite(

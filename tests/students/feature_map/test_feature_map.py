@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from linearize.errors import BackendError
-from linearize.plugins import Plugins
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.specs import SeederSpec
 from linearize.protocols import SeedStyle
-from linearize.specs import SeederSpec
 from linearize.testing import MixerConformance
 from linearize.testing.mixers import attention_weights
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from linearize.plugins import Plugins
-from linearize.specs import MixerSpec
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.specs import MixerSpec
 
 
 def test_the_mixer_is_found_by_name() -> None:

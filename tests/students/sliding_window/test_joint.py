@@ -15,8 +15,8 @@ from torch import Tensor
 from linearize.errors import PluginError
 from linearize.mixing.delay import delayed
 from linearize.mixing.rotary import rotate
+from linearize.plugin.specs import SeederSpec
 from linearize.protocols import AttentionSite
-from linearize.specs import SeederSpec
 from linearize.testing import MixerConformance, SeederConformance
 from linearize.testing.mixers import attention_weights, installed_plugins
 from linearize.testing.numbers import draw, positions_of

@@ -15,9 +15,9 @@ from linearize_sliding_window.mixer import SlidingWindowMixer
 from pydantic import ValidationError
 from torch import Tensor
 
-from linearize.plugins import Plugins
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.specs import SeederSpec
 from linearize.protocols import AttentionSite, AttentionWeights, SeedReport, SiteNorm
-from linearize.specs import SeederSpec
 from linearize.testing import MixerConformance, SeederConformance
 from linearize.testing.attention import attend
 from linearize.testing.mixers import attention_weights

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from linearize.components import read_options
-from linearize.plugins import Plugins
+from linearize.plugin.components import read_options
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.specs import MixerSpec
 from linearize.protocols import AttentionSite
-from linearize.specs import MixerSpec
 from linearize.student.convert import convert
 from linearize.student.mixers import build_mixer
 from linearize.student.modeling import load_student, save_student

@@ -12,12 +12,12 @@ from linearize_sliding_window.config import SwaLinearConfig
 from linearize_sliding_window.mixer import SlidingWindowMixer
 from pydantic import ValidationError
 
-from linearize.components import component_title
 from linearize.errors import PluginError, RecipeError
-from linearize.plugins import Plugins
+from linearize.plugin.components import component_title
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.specs import SeederSpec
 from linearize.protocols import AttentionSite
 from linearize.recipe.load import load_recipe
-from linearize.specs import SeederSpec
 from linearize.testing import MixerConformance, SeederConformance
 from linearize.testing.mixers import attention_weights, installed_plugins
 from linearize.testing.numbers import draw

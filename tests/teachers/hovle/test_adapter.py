@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from linearize_hovle.adapter import HovleAdapter
 from linearize_hovle.config import HovleTeacherConfig
 
-from linearize.data.conversation import Conversation, Turn
 from linearize.errors import CheckpointError
+from linearize.protocols.conversation import Conversation, Turn
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from linearize_hovle.tokenization import HovleTokenizer
 from PIL import Image
 from transformers import AutoProcessor
 
-from linearize.data.conversation import Conversation, Turn
 from linearize.errors import DataError
+from linearize.protocols.conversation import Conversation, Turn
 
 SIDE, TOKENS = 28, 4
 

@@ -12,9 +12,9 @@ from linearize_transformers.adapter import TransformersAdapter
 from linearize_transformers.config import TransformersTeacherConfig
 from PIL import Image
 
-from linearize.data.conversation import Conversation, Turn
 from linearize.errors import CheckpointError, DataError
 from linearize.protocols import TOKEN_IMAGE, TOKEN_PAD, TOKEN_TEXT
+from linearize.protocols.conversation import Conversation, Turn
 
 # The styles of templates on the hub: turn marks of special tokens, none at all, a first token of their own, and one
 # that writes something before the last answer only.

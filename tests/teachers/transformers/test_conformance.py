@@ -16,8 +16,8 @@ from linearize_transformers.support import FAMILIES
 from PIL import Image
 from transformers.utils import is_torchvision_available
 
-from linearize.data.conversation import Conversation
 from linearize.protocols import Batch, TeacherAdapter
+from linearize.protocols.conversation import Conversation
 from linearize.testing import TeacherConformance
 
 TEXT = [family.model_type for family in FAMILIES if not family.image]

@@ -18,8 +18,8 @@ from linearize_transformers.support import VISION_FAMILIES
 from PIL import Image
 from transformers import CONFIG_MAPPING
 
-from linearize.data.conversation import Conversation, Turn
 from linearize.errors import CheckpointError
+from linearize.protocols.conversation import Conversation, Turn
 
 FAMILIES = {family.model_type: family for family in VISION_FAMILIES}
 

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 import linearize
 from linearize.api import check, override_texts
-from linearize.cli import app
-from linearize.data.conversation import Conversation, Turn
-from linearize.plugins import Plugins
-from linearize.specs import MixerSpec
+from linearize.cli.app import app
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.specs import MixerSpec
+from linearize.protocols.conversation import Conversation, Turn
 from linearize.student.convert import linearized_sites
 
 EXAMPLES = Path(__file__).parents[3] / "examples"

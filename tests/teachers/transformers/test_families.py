@@ -16,12 +16,12 @@ from PIL import Image
 from torch import nn
 from transformers import GenerationConfig
 
-from linearize.data.conversation import Conversation, Turn
 from linearize.distill.logits import final_hidden
 from linearize.distill.objectives import LayerMse, LogitKl
 from linearize.distill.options import LayerMseConfig, LogitKlConfig
-from linearize.plugins import Plugins
-from linearize.specs import MixerSpec, SeederSpec
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.specs import MixerSpec, SeederSpec
+from linearize.protocols.conversation import Conversation, Turn
 from linearize.student.convert import convert, linearized_sites, observe, set_linear, teacher_route
 from linearize.student.mixers import build_mixer
 from linearize.student.modeling import load_student, save_student

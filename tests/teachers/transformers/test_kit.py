@@ -15,8 +15,8 @@ from linearize_transformers.config import TransformersTeacherConfig
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
-from linearize.data.conversation import Conversation
 from linearize.protocols import TOKEN_IMAGE, TOKEN_PAD, TOKEN_TEXT, AttentionSite, AttentionWeights, Batch
+from linearize.protocols.conversation import Conversation
 from linearize.testing import TeacherConformance
 
 

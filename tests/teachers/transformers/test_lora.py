@@ -15,8 +15,8 @@ from linearize_transformers.config import TransformersTeacherConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from linearize.data.conversation import Conversation, Turn
 from linearize.errors import CheckpointError
+from linearize.protocols.conversation import Conversation, Turn
 
 RANK, ALPHA = 3, 6
 ADAPTED = ("model.layers.0.self_attn.qkv_proj", "model.layers.1.mlp.gate_up_proj")

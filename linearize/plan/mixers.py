@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from linearize.components import ResolvedComponent
+from linearize.plugin.components import ResolvedComponent
 from linearize.protocols import AttentionSite
 
 

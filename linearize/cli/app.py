@@ -15,12 +15,12 @@ import typer
 from rich import box
 from rich.table import Table
 
-import linearize
-from linearize.display import ConsoleDisplay, make_console
+from linearize._version import __version__
 from linearize.errors import LinearizeError
+from linearize.pipeline.display import ConsoleDisplay, make_console
 
 if TYPE_CHECKING:
-    from linearize.plugins import PluginRecord
+    from linearize.plugin.discovery import PluginRecord
 
 INTERRUPTED = 130
 """Exit status of a process that Ctrl-C ended, as shells count it."""
@@ -48,7 +48,7 @@ def main() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"linearize {linearize.__version__}")
+        typer.echo(f"linearize {__version__}")
         raise typer.Exit
 
 
@@ -145,7 +145,7 @@ def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
 @app.command()
 def plugins(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
     """List what is installed, from where, what it brings, and what failed to load and why."""
-    from linearize.plugins import Plugins
+    from linearize.plugin.discovery import Plugins
 
     records = Plugins.discover().records
     if as_json:
@@ -191,7 +191,7 @@ def export(
     with _user_errors(how_to_go_on="Type the same command to go on."):
         quieten_libraries()
         from linearize.data.export import export_llava
-        from linearize.plugins import Plugins
+        from linearize.plugin.discovery import Plugins
         from linearize.recipe.load import load_recipe
 
         source = load_recipe(recipe, overrides or (), Plugins.discover()).components["data"].build()

@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from linearize.plan_table import plan_tables
-from linearize.report.branches import branch_table
+from linearize.plan.table import plan_tables
+from linearize.report.branch_table import branch_table
 from linearize.report.tables import mean_error, retention_table, verdict
-from linearize.report.wording import change, duration, percent, quantity, short_count
+from linearize.wording import change, duration, percent, quantity, short_count
 
 if TYPE_CHECKING:
-    from linearize.plan import Plan, StagePlan
+    from linearize.plan.plan import Plan, StagePlan
     from linearize.recipe.load import LoadedRecipe
 
 EvaluationProgress = Callable[[str, int, int], None]

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import pluggy
 
-from linearize.specs import Spec
+from linearize.plugin.specs import Spec
 
 PROJECT = "linearize"
 hookspec = pluggy.HookspecMarker(PROJECT)

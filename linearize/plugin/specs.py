@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from linearize.config import Config
 from linearize.errors import PluginError
+from linearize.plugin.config import Config
 
 
 class NoOptions(Config):
@@ -36,7 +36,7 @@ class Spec:
     name: str
     build: str
     source: str
-    config: str = "linearize.specs:NoOptions"
+    config: str = "linearize.plugin.specs:NoOptions"
     summary: str = ""
 
     def config_class(self) -> type[Config]:

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 import pluggy
 
-from linearize import builtin, hookspecs
 from linearize.errors import PluginError
-from linearize.registry import Registry
-from linearize.specs import Spec
+from linearize.plugin import builtin, hookspecs
+from linearize.plugin.registry import Registry
+from linearize.plugin.specs import Spec
 
 ENTRY_POINT_GROUP = "linearize"
 DISABLE_VARIABLE = "LINEARIZE_DISABLED_PLUGINS"
@@ -117,7 +117,7 @@ class Plugins:
 
 def _in_tree_packages() -> list[Path]:
     """Plug-in packages beside the ``linearize`` package of a checkout; none when linearize is installed as a wheel."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / "pyproject.toml").is_file():
         return []
     return [

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from linearize.recipe.toml import merge
+from linearize.plugin.tables import merge
 
 
 class Config(BaseModel):

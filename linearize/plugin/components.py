@@ -19,11 +19,11 @@ from typing import Annotated, Any
 from pydantic import SerializationInfo, ValidationError, ValidationInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 
-from linearize.config import Config
 from linearize.errors import LinearizeError
-from linearize.plugins import Plugins
-from linearize.recipe.problems import DESCRIBED, Finding, find_problems
-from linearize.specs import MixerSpec, Spec
+from linearize.plugin.config import Config
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.problems import DESCRIBED, Finding, find_problems
+from linearize.plugin.specs import MixerSpec, Spec
 
 PLUGINS = "plugins"
 

@@ -15,9 +15,9 @@ from typing import Any
 from safetensors import SafetensorError
 
 from linearize.errors import RunError
+from linearize.files.whole_file import write_text
+from linearize.plugin.problems import entry_name
 from linearize.recipe.load import LoadedRecipe
-from linearize.recipe.problems import entry_name
-from linearize.whole_file import write_text
 
 RUNS = Path("runs")
 COMPARISON = "comparison.json"

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import linearize
+from linearize._version import __version__
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
-        "linearize": linearize.__version__,
+        "linearize": __version__,
         "commit": _git_commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -47,7 +47,7 @@ def _version(package: str) -> str | None:
 
 def _git_commit() -> str | None:
     """The checkout's commit, "+changes" when files differ from it; None outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     try:

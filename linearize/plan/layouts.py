@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from linearize.config import Config
+from linearize.plugin.config import Config
+from linearize.plugin.specs import NoOptions
 from linearize.protocols import AttentionSite
-from linearize.specs import NoOptions
 
 
 class AllLinear:

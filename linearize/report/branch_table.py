@@ -8,7 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from linearize.report.wording import change, percent
+from linearize.wording import change, percent
 
 IGNORED_SHARE = 0.01
 """A branch that adds less than this part of what sites give is ignored."""

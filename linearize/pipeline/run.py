@@ -15,20 +15,20 @@ from accelerate import Accelerator
 from torch import nn
 
 from linearize.data.stream import SampleStream
-from linearize.display import Display
 from linearize.distill.checkpoint import read_latest, write_json
 from linearize.distill.loop import StageContext, load_mixer_tensors, run_stage
 from linearize.distill.seeding import hash_weights, seed_student, summarise
-from linearize.environment import describe_environment
 from linearize.errors import RunError
 from linearize.evaluate.runner import SharedAnswers, evaluate
-from linearize.plan import Plan, StagePlan
+from linearize.files.run_folder import RunFolder, disk_errors, is_first_process
+from linearize.pipeline.display import Display
+from linearize.pipeline.environment import describe_environment
+from linearize.plan.plan import Plan, StagePlan
 from linearize.protocols import TeacherAdapter
 from linearize.recipe.load import LoadedRecipe, fingerprint
-from linearize.report.branches import branch_warnings
+from linearize.report.branch_table import branch_warnings
 from linearize.report.page import write_report
 from linearize.report.results import write_results
-from linearize.run_folder import RunFolder, disk_errors, is_first_process
 from linearize.student.convert import linearized_sites
 from linearize.student.modeling import save_student
 

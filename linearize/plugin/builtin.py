@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from linearize.hookspecs import Register, hookimpl
-from linearize.specs import DataSpec, LayoutSpec, ObjectiveSpec
+from linearize.plugin.hookspecs import Register, hookimpl
+from linearize.plugin.specs import DataSpec, LayoutSpec, ObjectiveSpec
 
 MMMAMBA_PAPER = "https://arxiv.org/abs/2502.13145"
 
@@ -12,18 +12,19 @@ MMMAMBA_PAPER = "https://arxiv.org/abs/2502.13145"
 def linearize_register(register: Register) -> None:
     """Layouts, objectives and the file data source."""
     register(LayoutSpec(
-        name="all", build="linearize.layouts:AllLinear", source=MMMAMBA_PAPER,
+        name="all", build="linearize.plan.layouts:AllLinear", source=MMMAMBA_PAPER,
         summary="every site becomes linear"))  # fmt: skip
     register(LayoutSpec(
-        name="every", build="linearize.layouts:EveryNth", config="linearize.layouts:EveryNthConfig",
+        name="every", build="linearize.plan.layouts:EveryNth", config="linearize.plan.layouts:EveryNthConfig",
         source=MMMAMBA_PAPER,
         summary="one site of every n keeps its attention, the first or the last of each block"))  # fmt: skip
     register(LayoutSpec(
-        name="stacked", build="linearize.layouts:Stacked", config="linearize.layouts:StackedConfig",
+        name="stacked", build="linearize.plan.layouts:Stacked", config="linearize.plan.layouts:StackedConfig",
         source=MMMAMBA_PAPER,
         summary="the first or the last n sites keep their attention"))  # fmt: skip
     register(LayoutSpec(
-        name="keep", build="linearize.layouts:Keep", config="linearize.layouts:KeepConfig", source=MMMAMBA_PAPER,
+        name="keep", build="linearize.plan.layouts:Keep", config="linearize.plan.layouts:KeepConfig",
+        source=MMMAMBA_PAPER,
         summary="the listed sites keep their attention"))  # fmt: skip
     register(ObjectiveSpec(
         name="layer_mse", build="linearize.distill.objectives:LayerMse",

@@ -9,15 +9,15 @@ from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from linearize.components import component_title
-from linearize.report.wording import ABSENT, short_count
-from linearize.run_folder import RUNS
+from linearize.files.run_folder import RUNS
+from linearize.plugin.components import component_title
+from linearize.wording import ABSENT, short_count
 
 if TYPE_CHECKING:
-    from linearize.components import ResolvedComponent
-    from linearize.plan import Plan
+    from linearize.plan.mixers import SiteMixers
+    from linearize.plan.plan import Plan
+    from linearize.plugin.components import ResolvedComponent
     from linearize.recipe.load import LoadedRecipe
-    from linearize.site_mixers import SiteMixers
 
 GRADIENT_AND_MOMENTS_BYTES = 12
 """Per trained parameter: its gradient and AdamW's two moments, each float32."""

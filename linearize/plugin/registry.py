@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from linearize.errors import PluginError, UnknownNameError
-from linearize.specs import KINDS, Spec
+from linearize.plugin.specs import KINDS, Spec
 
 AnySpec = TypeVar("AnySpec", bound=Spec)
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from linearize.plan.mixers import SiteMixers
 from linearize.protocols import AttentionSite, TeacherAdapter
 from linearize.recipe.load import LoadedRecipe
 from linearize.recipe.model import Stage
-from linearize.site_mixers import SiteMixers
 
 SAMPLES_FOR_TOKENS = 64
 

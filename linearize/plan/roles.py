@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from linearize.errors import LinearizeError, did_you_mean
+from linearize.plan.mixers import meta_mixer
 from linearize.protocols import AttentionSite, SiteNorm
 from linearize.recipe.load import Draft
-from linearize.site_mixers import meta_mixer
 
 ANY_SITE = AttentionSite(
     index=0, path="", tower="", layer=0, cache_index=0, hidden_size=128, num_heads=2, num_key_value_heads=2,

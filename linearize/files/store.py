@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from linearize.whole_file import written_whole
+from linearize.files.whole_file import written_whole
 
 if TYPE_CHECKING:
-    from linearize.data.conversation import Conversation
+    from linearize.protocols.conversation import Conversation
 
 
 def write_json(path: Path, content: Any) -> None:

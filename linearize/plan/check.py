@@ -8,15 +8,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from linearize.errors import LinearizeError, PluginError
-from linearize.plan import CheckedRecipe, Plan, StagePlan
+from linearize.plan.mixers import SiteMixers, group_sites
+from linearize.plan.plan import CheckedRecipe, Plan, StagePlan
+from linearize.plan.roles import asked_roles, check_roles_of_stand_in, select_parameters
 from linearize.protocols import AttentionSite, Layout, TeacherAdapter
 from linearize.recipe.load import Draft, finish_draft
 from linearize.recipe.model import RunTable
-from linearize.site_mixers import SiteMixers, group_sites
-from linearize.stage_roles import asked_roles, check_roles_of_stand_in, select_parameters
 
 if TYPE_CHECKING:
-    from linearize.components import ResolvedComponent
+    from linearize.plugin.components import ResolvedComponent
 
 MIXER = "student.mixer"
 

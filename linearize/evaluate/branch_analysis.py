@@ -19,8 +19,8 @@ from linearize.student.site import SiteCapture, every_token
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from linearize.data.conversation import Conversation
     from linearize.protocols import TeacherAdapter
+    from linearize.protocols.conversation import Conversation
 
 
 @dataclass(slots=True)

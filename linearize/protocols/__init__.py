@@ -1,0 +1,41 @@
+"""The shapes of the named things that a recipe puts together. Nothing here imports torch at run time."""
+
+from __future__ import annotations
+
+from linearize.protocols.batch import TOKEN_IMAGE, TOKEN_PAD, TOKEN_TEXT, Batch
+from linearize.protocols.benchmark import Benchmark
+from linearize.protocols.conversation import IMAGE_MARK, Conversation, Turn
+from linearize.protocols.data import DataSource
+from linearize.protocols.format import CheckpointFormat
+from linearize.protocols.layout import Layout
+from linearize.protocols.mixer import AveragingMixer, BranchedMixer, Mixer, SeedStyle, State
+from linearize.protocols.seeder import Seeder, SeedReport
+from linearize.protocols.site import AttentionSite, AttentionWeights, SiteNorm
+from linearize.protocols.teacher import PublishedCheckpoint, TeacherAdapter, TellsCaveats
+
+__all__ = [
+    "IMAGE_MARK",
+    "TOKEN_IMAGE",
+    "TOKEN_PAD",
+    "TOKEN_TEXT",
+    "AttentionSite",
+    "AttentionWeights",
+    "AveragingMixer",
+    "Batch",
+    "Benchmark",
+    "BranchedMixer",
+    "CheckpointFormat",
+    "Conversation",
+    "DataSource",
+    "Layout",
+    "Mixer",
+    "PublishedCheckpoint",
+    "SeedReport",
+    "SeedStyle",
+    "Seeder",
+    "SiteNorm",
+    "State",
+    "TeacherAdapter",
+    "TellsCaveats",
+    "Turn",
+]

@@ -1,0 +1,17 @@
+"""Where conversations come from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from linearize.protocols.conversation import Conversation
+
+
+class DataSource(Protocol):
+    """Conversations by number: the same index always gives the same conversation."""
+
+    size: int | None
+    """How many there are; None when they are drawn without end."""
+
+    def __getitem__(self, index: int) -> Conversation: ...

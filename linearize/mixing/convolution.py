@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from linearize.mixing.draw import draw_uniform
 from linearize.mixing.options import ConvolutionOptions
-from linearize.ops.backends import Choice, choose
+from linearize.ops.backends import choose
 from linearize.protocols import SeedStyle
 
 
@@ -20,18 +20,6 @@ class ShortConvolution(nn.Conv1d):
     def __init__(self, channels: int, options: ConvolutionOptions) -> None:
         super().__init__(channels, channels, options.conv_width, groups=channels)
         self.options = options
-
-    def choice(self, device: torch.device | str) -> Choice:
-        """The kernel that runs on ``device``.
-
-        Raises:
-            BackendError: the one that the options name cannot run there.
-        """
-        return choose("conv", self.options.conv_backend, device)
-
-    def empty_state(self, batch_size: int, *, device: torch.device | str, dtype: torch.dtype) -> Tensor:
-        """Zeros [B, C, W-1]: no input was there before the first token."""
-        return torch.zeros(batch_size, self.in_channels, self.options.conv_width - 1, device=device, dtype=dtype)
 
     @torch.no_grad()
     def initialize(self, style: SeedStyle, generator: torch.Generator) -> None:
@@ -50,7 +38,7 @@ class ShortConvolution(nn.Conv1d):
         self, x_BTC: Tensor, *, state_BCX: Tensor | None, valid_BT: Tensor | None, segments_BT: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """See :func:`linearize.ops.conv.causal_conv`: the output and the state [B, C, W-1] after the last token."""
-        convolved: tuple[Tensor, Tensor] = self.choice(x_BTC.device).kernel(
+        convolved: tuple[Tensor, Tensor] = choose("conv", self.options.conv_backend, x_BTC.device).kernel(
             x_BTC, self.weight.squeeze(1), self.bias, activation=self.options.conv_activation, state_BCX=state_BCX,
             valid_BT=valid_BT, segments_BT=segments_BT,
         )  # fmt: skip

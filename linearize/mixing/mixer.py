@@ -23,7 +23,6 @@ from linearize.mixing.draw import fill_linear, fill_xavier
 from linearize.mixing.empty import without_tokens
 from linearize.mixing.norms import norm_and_gate, unit_length
 from linearize.mixing.options import MixerOptions, QkNorm
-from linearize.mixing.projections import project_together
 from linearize.mixing.rotary import rotate
 from linearize.ops.backends import Choice, choose
 from linearize.protocols import AttentionSite, SeedStyle, State
@@ -126,7 +125,8 @@ class LinearMixer(nn.Module):
         """See :class:`linearize.protocols.Mixer`: the recurrence's and, with a convolution, "conv" [B, C, W-1]."""
         state: State = {}
         if self.config.conv_width:
-            state["conv"] = self.conv1d.empty_state(batch_size, device=device, dtype=dtype)
+            shape = batch_size, self.v_width + self.k_width + self.q_width, self.config.conv_width - 1
+            state["conv"] = torch.zeros(shape, device=device, dtype=dtype)
         return state | self.empty_recurrent_state(batch_size, device=device, dtype=dtype)
 
     def roles(self) -> Mapping[str, frozenset[str]]:
@@ -185,7 +185,7 @@ class LinearMixer(nn.Module):
         """
         choices = [] if self.operation is None else [self.recurrence(device)]
         if self.config.conv_width:
-            choices.append(self.conv1d.choice(device))
+            choices.append(choose("conv", self.config.conv_backend, device))
         return [choice.describe() for choice in choices]
 
     def forward(
@@ -222,13 +222,13 @@ class LinearMixer(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, State]:
         """q [B, T, N, K], k [B, T, M, K] and v [B, T, M, V] as ``recur`` gets them, and a convolution's state."""
         conv_state: State = {}
-        vkq_BTC = project_together(x_BTD, (self.v_proj, self.k_proj, self.q_proj))
+        v, k, q = self.v_proj(x_BTD), self.k_proj(x_BTD), self.q_proj(x_BTD)
         if self.config.conv_width:
-            past = None if state is None else state["conv"]
             vkq_BTC, conv_state["conv"] = self.conv1d(
-                vkq_BTC, state_BCX=past, valid_BT=valid_BT, segments_BT=segments_BT
-            )
-        v, k, q = vkq_BTC.split([self.v_width, self.k_width, self.q_width], -1)
+                torch.cat([v, k, q], -1),
+                state_BCX=None if state is None else state["conv"], valid_BT=valid_BT, segments_BT=segments_BT,
+            )  # fmt: skip
+            v, k, q = vkq_BTC.split([self.v_width, self.k_width, self.q_width], -1)
         v_BTMV = v.unflatten(-1, (-1, self.site.value_dim))
         k_BTMK = self._prepare(k.unflatten(-1, (-1, self.site.key_dim)), getattr(self, "k_norm", None), position)
         q_BTNK = self._prepare(q.unflatten(-1, (-1, self.site.key_dim)), getattr(self, "q_norm", None), position)
@@ -244,7 +244,7 @@ class LinearMixer(nn.Module):
         return rotate(x_BTHK, position, self.site.rope_style)
 
     def _norm_and_gate(self, x_BTD: Tensor, y_BTNV: Tensor) -> Tensor:
-        gate_BTNV = self.g_proj(x_BTD).view(y_BTNV.shape) if self.config.gate else None
+        gate_BTNV = self.g_proj(x_BTD).unflatten(-1, y_BTNV.shape[-2:]) if self.config.gate else None
         return norm_and_gate(y_BTNV, self.g_norm if self.config.output_norm else None, gate_BTNV)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

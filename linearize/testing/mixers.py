@@ -16,7 +16,8 @@ from __future__ import annotations
 import copy
 import functools
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, ClassVar, NamedTuple
 
 import pytest
@@ -25,6 +26,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from linearize.distill.seeding import require_full_account
+from linearize.errors import LinearizeError
 from linearize.plugin.config import Config
 from linearize.plugin.discovery import Plugins
 from linearize.plugin.specs import MixerSpec, SeederSpec
@@ -323,6 +325,33 @@ class MixerConformance:
             self.near(torch.stack(added).sum(0), whole.y_BTNV, "what the branches add")
 
     @torch.no_grad()
+    def test_a_hook_on_a_module_takes_effect_in_prefill_and_in_steps(self, options: Options) -> None:
+        """Adapters, quantisation and offloading wrap modules: one that is read and not called ignores them.
+
+        A mixer may refuse a hook with an error of its own.
+        """
+        mixer, x, then = self.ready(options), self.inputs(70), self.inputs(1, seed=1)
+        state = self.run(mixer, x).state
+        calls = {
+            "70 tokens": lambda: self.run(mixer, x),
+            "a step": lambda: self.run(mixer, then, start=70, state=state),
+        }
+        before = {what: call() for what, call in calls.items()}
+        for name, module in mixer.named_modules():
+            if not name or not any(True for _ in module.parameters()):
+                continue
+            for what, call in calls.items():
+                with changed_output(module), suppress(LinearizeError):
+                    # A step may use what a module returned at a later token only, and keep it in its state until then.
+                    after = call()
+                    pairs = [(after.y_BTNV, before[what].y_BTNV)]
+                    pairs += [(after.state[key], tensor) for key, tensor in before[what].state.items()]
+                    assert any(distance(*pair) > 1e-6 for pair in pairs), (
+                        f"a forward hook that changes what '{name}' returns has no effect in {what}; "
+                        f"call '{name}' in place of reading its weight"
+                    )
+
+    @torch.no_grad()
     def test_bf16_is_near_fp32(self, options: Options) -> None:
         """Over 200 tokens: a decay or a state that is rounded at every token drifts off."""
         mixer, x = self.ready(options).float(), self.inputs(200).bfloat16()
@@ -393,6 +422,22 @@ class MixerConformance:
                 require_full_account(report, dict(mixer.named_parameters()), weights.tensors(), seeder)
                 unset = [name for name, p in mixer.named_parameters() if not bool(p.isfinite().all())]
                 assert not unset, f"seeder '{spec.name}' left {', '.join(unset)} not finite"
+
+
+@contextmanager
+def changed_output(module: nn.Module) -> Iterator[None]:
+    """Within it a forward hook adds to what ``module`` returns something that depends on that alone."""
+
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        y, *rest = output if isinstance(output, tuple) else (output,)
+        y = y + 0.3 * torch.tanh(2 * y)
+        return (y, *rest) if isinstance(output, tuple) else y
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def described(state: State) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

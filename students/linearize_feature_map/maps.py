@@ -46,11 +46,6 @@ class LearntMap(nn.Module):
         bias_HR = self.bias.view(raw_BTHR.shape[2:]).to(raw_BTHR.dtype)
         return self.features(raw_BTHR + bias_HR).to(x_BTHK.dtype)
 
-    @property
-    def num_features(self) -> int:
-        """F."""
-        return self.weight.shape[-1]
-
     def features(self, raw_BTHR: Tensor) -> Tensor:
         """What becomes of Wx + b: [B, T, H, F]."""
         raise NotImplementedError(f"{type(self).__name__} defines no features")
@@ -58,11 +53,6 @@ class LearntMap(nn.Module):
 
 class Hedgehog(LearntMap):
     """Two softmaxes of opposite sign: F = 2R. A channel counts where it is large, and another where it is small."""
-
-    @property
-    def num_features(self) -> int:
-        """F."""
-        return 2 * self.weight.shape[-1]
 
     def features(self, raw_BTHR: Tensor) -> Tensor:
         """See the module."""
@@ -79,10 +69,6 @@ class T2r(LearntMap):
 
 class PositiveElu(nn.Module):
     """elu(x) + 1: F = K, and nothing to learn."""
-
-    def __init__(self, key_dim: int) -> None:
-        super().__init__()
-        self.num_features = key_dim
 
     def initialize(self, style: SeedStyle, generator: torch.Generator) -> None:
         """Sets nothing."""

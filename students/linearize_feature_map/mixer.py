@@ -63,7 +63,12 @@ class FeatureMapMixer(LinearMixer):
             state = empty_delay(
                 batch_size, self.starts_after, self.num_key_value_heads, width, device=device, dtype=dtype
             )
-        shape = batch_size, site.num_heads, self.q_map.num_features, site.value_dim + self.config.normalizer
+        shape = (
+            batch_size,
+            site.num_heads,
+            num_features(self.config, site.key_dim),
+            site.value_dim + self.config.normalizer,
+        )
         memory = torch.zeros(shape, device=device, dtype=torch.promote_types(dtype, torch.float32))
         return {**state, "memory": memory}
 
@@ -153,4 +158,10 @@ def make_map(config: FeatureMapConfig, heads: int, key_dim: int) -> Hedgehog | T
         case "t2r":
             return T2r(heads, key_dim, rows)
         case "elu":
-            return PositiveElu(key_dim)
+            return PositiveElu()
+
+
+def num_features(config: FeatureMapConfig, key_dim: int) -> int:
+    """F of the feature map that the options name."""
+    rows = config.feature_dim or key_dim
+    return 2 * rows if config.map == "hedgehog" else rows

@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from linearize.errors import PluginError
 from linearize.mixing.draw import draw_uniform, fill_linear
 from linearize.mixing.mixer import LinearMixer
-from linearize.mixing.projections import project_together
 from linearize.mixing.start import at_least_fp32, spread_horizons
 from linearize.ops.gated import repeat_heads
 from linearize.protocols import AttentionSite, SeedStyle, State
@@ -146,10 +145,10 @@ class Mamba3Mixer(LinearMixer):
         k_BTNK = k_BTMK
         # The teacher's pairs where its rotary embedding is used: two rotations of one plane are one rotation.
         style = self.site.rope_style if self.rope and self.site.has_rope else "half"
-        raw = project_together(x_BTD, (self.dt_proj, self.A_proj, self.trapezoid_proj, self.angle_proj))
+        projections = self.dt_proj, self.A_proj, self.trapezoid_proj, self.angle_proj
+        raw_dt, raw_a, raw_own, raw_angle = (at_least_fp32(projection(x_BTD)) for projection in projections)
         heads = self.site.num_heads
         with torch.autocast(x_BTD.device.type, enabled=False):
-            raw_dt, raw_a, raw_own, raw_angle = at_least_fp32(raw).split([heads, heads, heads, self.num_pairs], -1)
             dt_BTN = F.softplus(raw_dt + self.dt_bias.to(raw_dt.dtype))
             if valid_BT is not None:
                 dt_BTN = dt_BTN * valid_BT.unsqueeze(-1)

@@ -123,7 +123,7 @@ class SwaLinearMixer(nn.Module):
         after: State = {}
         for name, branch in self._branches().items():
             before = None if state is None else _of_branch(state, name)
-            call = branch.sums if self.config.combine == "joint" else branch
+            call = _sums_of(name, branch) if self.config.combine == "joint" else branch
             outputs[name], states = call(
                 x_BTD, valid_BT=valid_BT, position=position, segments_BT=segments_BT, state=before
             )
@@ -155,6 +155,22 @@ class SwaLinearMixer(nn.Module):
             gate.to(window_BTNV.dtype).unsqueeze(-1) for gate in (self.window_gate, self.linear_gate)
         )
         return keep * window_gate * window_BTNV + linear_gate * linear_BTNV
+
+
+def _sums_of(name: str, branch: Any) -> Any:
+    """The method ``sums`` of a branch, which a hook or wrapper of the whole branch does not see.
+
+    Raises:
+        PluginError: the branch has such a hook or wrapper.
+    """
+    hooks = branch._forward_hooks, branch._forward_pre_hooks, branch._backward_hooks, branch._backward_pre_hooks
+    if any(hooks) or "forward" in vars(branch) or not hasattr(type(branch), "sums"):
+        raise PluginError(
+            f"something hooks into or wraps the branch '{name}' as a whole ({type(branch).__name__}); with combine = "
+            "'joint' a branch is not called, its sums are, so that would have no effect; put it around the modules "
+            f"inside '{name}', or around the mixer that holds both branches"
+        )
+    return branch.sums
 
 
 def _joined_projections(branches: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from linearize.mixing.draw import fill_linear
 from linearize.mixing.empty import without_tokens
-from linearize.mixing.projections import project_together
 from linearize.mixing.rotary import rotate
 from linearize.protocols import AttentionSite, SeedStyle, SiteNorm, State
 from linearize_sliding_window.attention import Attention, Seen, attend, attend_to_sums, windowed_attention
@@ -39,9 +38,9 @@ class SlidingWindowMixer(nn.Module):
         self.sinks = 0 if is_the_teachers else config.sinks
         self.scale = site.key_dim**-0.5 if site.scale is None else site.scale
         heads, groups = site.num_heads, site.num_key_value_heads
-        self.widths = heads * site.key_dim, groups * site.key_dim, groups * site.value_dim
+        widths = heads * site.key_dim, groups * site.key_dim, groups * site.value_dim
         self.q_proj, self.k_proj, self.v_proj = (
-            nn.Linear(site.hidden_size, width, bias=site.qkv_bias) for width in self.widths
+            nn.Linear(site.hidden_size, width, bias=site.qkv_bias) for width in widths
         )
         self.projections: Mapping[str, str] = {"q": "q_proj", "k": "k_proj", "v": "v_proj"}
         if site.qk_norm is not None:
@@ -113,7 +112,7 @@ class SlidingWindowMixer(nn.Module):
         self, x_BTD: Tensor, attention: Attention, valid_BT: Tensor | None, position: tuple[Tensor, Tensor] | None,
         segments_BT: Tensor | None, state: State | None,
     ) -> tuple[Tensor, State]:  # fmt: skip
-        q, k, v = project_together(x_BTD, (self.q_proj, self.k_proj, self.v_proj)).split(self.widths, -1)
+        q, k, v = self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD)
         q_BTNK, k_BTMK = (part.unflatten(-1, (-1, self.site.key_dim)) for part in (q, k))
         if self.site.qk_norm is not None:
             q_BTNK, k_BTMK = self.q_norm(q_BTNK), self.k_norm(k_BTMK)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from linearize.mixing.empty import without_tokens
 from linearize.mixing.mixer import LinearMixer
+from linearize.mixing.norms import norm_and_gate
 from linearize.mixing.options import LinearMixerOptions
 from linearize.protocols import AttentionSite, SeedStyle, State
 
@@ -209,6 +210,12 @@ class MiscountsItsState(Sound):
 class ForgetsWithoutAToken(Sound):
     def forward(self, x_BTD: Tensor, *, state: State | None = None, **more: Any) -> tuple[Tensor, State]:
         return super().forward(x_BTD, state=state if x_BTD.shape[1] else None, **more)
+
+
+class ReadsItsGate(Sound):
+    def _norm_and_gate(self, x_BTD: Tensor, y_BTNV: Tensor) -> Tensor:
+        gate_BTNV = F.linear(x_BTD, self.g_proj.weight).view(y_BTNV.shape)
+        return norm_and_gate(y_BTNV, self.g_norm, gate_BTNV)
 
 
 class StandAlone(nn.Module):

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+TRACEBACK_VARIABLE = "LINEARIZE_TRACEBACK"
+"""Environment variable; set to anything, errors come with their tracebacks."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -81,6 +84,24 @@ class PluginError(LinearizeError):
     """A plug-in that the run needs is missing, broken or in conflict with another."""
 
     code = "plugin"
+
+
+class PluginFault(PluginError):
+    """A component of a plug-in failed in a way that it does not announce, or lacks a member of its protocol.
+
+    Args:
+        component: "layout 'thirds' of plug-in 'mine'".
+        fault: what happened.
+        place: file and line of the plug-in; "" where there is none.
+    """
+
+    code = "plugin_fault"
+
+    def __init__(self, component: str, fault: str, place: str = "") -> None:
+        self.component = component
+        advice = "Look at its options; if they are right, this is a fault of the plug-in"
+        trace = f" ({TRACEBACK_VARIABLE}=1 shows the traceback)" if place else ""
+        super().__init__(f"{component} failed: {fault}{f', in {place}' if place else ''}. {advice}{trace}")
 
 
 class CheckpointError(LinearizeError):

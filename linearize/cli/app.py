@@ -16,7 +16,7 @@ from rich import box
 from rich.table import Table
 
 from linearize._version import __version__
-from linearize.errors import LinearizeError
+from linearize.errors import TRACEBACK_VARIABLE, LinearizeError
 from linearize.pipeline.display import ConsoleDisplay, make_console
 
 if TYPE_CHECKING:
@@ -256,6 +256,8 @@ def _user_errors(how_to_go_on: str = "") -> Iterator[None]:
     try:
         yield
     except LinearizeError as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from linearize.errors import LinearizeError, PluginError
+from linearize.errors import PluginFault
 from linearize.plan.mixers import SiteMixers, group_sites
 from linearize.plan.plan import CheckedRecipe, Plan, StagePlan
 from linearize.plan.roles import asked_roles, check_roles_of_stand_in, select_parameters
+from linearize.plan.trials import try_benchmark, try_data
 from linearize.protocols import AttentionSite, Layout, TeacherAdapter
 from linearize.recipe.load import Draft, finish_draft
 from linearize.recipe.model import RunTable
@@ -29,23 +29,27 @@ def check_draft(draft: Draft) -> CheckedRecipe:
     """
     adapter = _build(draft, "teacher")
     sites: Sequence[AttentionSite] = ()
+    caveats: tuple[str, ...] = ()
     if adapter is not None:
         with draft.telling("teacher"):
-            sites = tuple(adapter.sites())
+            sites, caveats = tuple(adapter.sites()), caveats_of(adapter)
     linear = _linear_sites(draft, sites) if sites else None
     mixers = _site_mixers(draft, sites, linear) if sites else None
     stages: list[StagePlan] = []
     if mixers is not None:
-        stages = _plan_stages(draft, sites, linear or (), mixers)
+        with draft.telling(MIXER):
+            stages = _plan_stages(draft, sites, linear or (), mixers)
     else:
         check_roles_of_stand_in(draft, sites[0] if sites else None)
-    for path in ("data", *(p for p in draft.components if p.startswith("evaluate."))):
-        _build(draft, path)
+    _build(draft, "student.seeder")
+    try_data(draft, _build(draft, "data"))
+    for path in [path for path in draft.components if path.startswith("evaluate.")]:
+        try_benchmark(draft, path, _build(draft, path))
     recipe = finish_draft(draft)
     assert adapter is not None
     assert linear is not None
     assert mixers is not None
-    return CheckedRecipe(recipe, adapter, Plan(tuple(sites), linear, mixers, tuple(stages), caveats_of(adapter)))
+    return CheckedRecipe(recipe, adapter, Plan(tuple(sites), linear, mixers, tuple(stages), caveats))
 
 
 def caveats_of(adapter: TeacherAdapter) -> tuple[str, ...]:
@@ -70,27 +74,6 @@ def _device(wanted: str) -> str:
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-@contextmanager
-def _faults_of(component: ResolvedComponent, hint: str = "") -> Iterator[None]:
-    """Makes an exception that a component should not raise one that names it; LinearizeError and ValueError pass.
-
-    Raises:
-        PluginError: with the component's name and code, and ``hint``.
-    """
-    try:
-        yield
-    except (LinearizeError, ValueError):
-        raise
-    except Exception as error:
-        raise PluginError(
-            f"the {_who(component)} failed with {type(error).__name__}: {error}. {hint}That is for its plug-in to mend"
-        ) from error
-
-
-def _who(component: ResolvedComponent) -> str:
-    return f"{component.spec.kind} '{component.spec.name}' ({component.spec.build})"
-
-
 def _linear_sites(draft: Draft, sites: Sequence[AttentionSite]) -> tuple[int, ...] | None:
     """What the layout names; None where it, or what it names, is wrong."""
     layout = _build(draft, "student.layout")
@@ -105,21 +88,18 @@ def _checked_indices(layout: Layout, component: ResolvedComponent, sites: Sequen
     """The indices that a layout names.
 
     Raises:
-        PluginError: it fails in a way that layouts should not, or returns something else than the indices of some
-            sites, ascending, each once.
+        PluginFault: it returns something else than the indices of some sites, ascending, each once.
         ValueError: it refuses these sites, or names none of them.
     """
     known = f"the teacher has {len(sites)} sites {sites[0].index}..{sites[-1].index}"
-    with _faults_of(component, "linear_sites(sites) gets the teacher's sites, a sequence, not their number. "):
-        named: Any = layout.linear_sites(sites)
+    named: Any = layout.linear_sites(sites)
     try:
         indices = tuple(operator.index(one) for one in named)
     except TypeError:
         indices = None
     if indices is None or list(indices) != sorted({site.index for site in sites} & set(indices)):
-        raise PluginError(
-            f"the {_who(component)} returned {named!r}; expected indices of sites, ascending, each once; {known}. "
-            "That is for its plug-in to mend"
+        raise PluginFault(
+            component.title, f"linear_sites gave {named!r}; expected indices of sites, ascending, each once; {known}"
         )
     if not indices:
         raise ValueError(f"leaves no site linear; {known}")
@@ -136,7 +116,7 @@ def _site_mixers(
     everywhere = linear is None or any(stage.sites == "all" for stage in draft.stages.values())
     wanted = [site for site in sites if everywhere or site.index in (linear or ())]
     run = draft.recipe.run if draft.recipe is not None else RunTable(name="any")
-    with draft.telling(MIXER), _faults_of(component):
+    with draft.telling(MIXER):
         return group_sites(wanted, component, device=_device(run.device), dtype=run.dtype)
     return None
 
@@ -146,7 +126,7 @@ def _plan_stages(
 ) -> list[StagePlan]:
     plans = []
     for number, train, freeze in asked_roles(draft):
-        stage, objective = draft.stages.get(number), draft.components.get(f"stages.{number}.objective")
+        stage, objective = draft.stages.get(number), _build(draft, f"stages.{number}.objective")
         indices = {site.index for site in sites} if stage is not None and stage.sites == "all" else set(linear)
         taking_part = [group for group in mixers if indices & set(group.sites)] or mixers
         trained: Mapping[int, tuple[str, ...]] = {}
@@ -160,7 +140,7 @@ def _plan_stages(
             }
         if stage is None:
             continue
-        if stage.sites == "all" and objective is not None and not objective.spec.builder().is_layerwise:
+        if stage.sites == "all" and objective is not None and not objective.is_layerwise:
             draft.tell(
                 f"stages.{number}.sites",
                 "'all' is for layer objectives; an objective on the whole student trains the sites that run; "

@@ -79,8 +79,9 @@ class CheckedRecipe:
 
     def with_tokens(self) -> CheckedRecipe:
         """The same with the tokens of each stage estimated; draws a few conversations of the recipe's data."""
-        source = self.recipe.components["data"].build()
-        return dataclasses.replace(self, plan=_with_tokens(self.plan, source, self.adapter))
+        data = self.recipe.components["data"]
+        with data.guarded():
+            return dataclasses.replace(self, plan=_with_tokens(self.plan, data.build(), self.adapter))
 
 
 def _with_tokens(plan: Plan, source: Any, adapter: TeacherAdapter) -> Plan:

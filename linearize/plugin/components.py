@@ -13,6 +13,7 @@ A recipe then says ``linear = { type = "gla", rope = false }``; what is wrong wi
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -22,22 +23,44 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, core_schema
 from linearize.errors import LinearizeError
 from linearize.plugin.config import Config
 from linearize.plugin.discovery import Plugins
+from linearize.plugin.guard import guarded, require_members
 from linearize.plugin.problems import DESCRIBED, Finding, find_problems
-from linearize.plugin.specs import MixerSpec, Spec
+from linearize.plugin.specs import MixerSpec, Spec, load_target
 
 PLUGINS = "plugins"
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedComponent:
-    """One component with its checked options."""
+    """One component with its checked options.
+
+    Attributes:
+        plugin: name of the plug-in that brings it; "" where nobody asked.
+    """
 
     spec: Spec
     config: Config
+    plugin: str = ""
+
+    @property
+    def title(self) -> str:
+        """ "layout 'thirds' of plug-in 'mine'": what messages call it."""
+        return f"{self.spec.kind} '{self.spec.name}'" + (f" of plug-in '{self.plugin}'" if self.plugin else "")
 
     def build(self, *args: Any) -> Any:
-        """The component itself; imports its plug-in's code."""
-        return self.spec.builder()(self.config, *args)
+        """The component itself; imports its plug-in's code.
+
+        Raises:
+            PluginFault: it fails in another way than by ValueError or an error of ours, or lacks what its protocol has.
+        """
+        with self.guarded():
+            built = self.spec.builder()(self.config, *args)
+            require_members(built, load_target(self.spec.protocol, self.title), self.title)
+        return built
+
+    def guarded(self) -> AbstractContextManager[None]:
+        """Inside, code of the component runs: what escapes from it becomes a message that names the plug-in."""
+        return guarded(self.title, self.spec.package())
 
     def table(self) -> dict[str, Any]:
         """The component as a TOML table, defaults written out."""
@@ -63,8 +86,10 @@ def read_options(model: type[Config], table: Mapping[str, Any], plugins: Plugins
 
     Raises:
         ValidationError: of pydantic; a component inside that is unknown or has wrong options is part of it.
+        PluginFault: code of the model, such as a validator, fails in another way.
     """
-    return model.model_validate(table, context={PLUGINS: plugins})
+    with guarded(f"the options {model.__name__}", model.__module__.partition(".")[0]):
+        return model.model_validate(table, context={PLUGINS: plugins})
 
 
 class ComponentOf:
@@ -96,9 +121,8 @@ class ComponentOf:
         except LinearizeError as error:
             raise _described([Finding(("type",), str(error), value["type"], error.code)]) from None
         try:
-            return ResolvedComponent(
-                spec, read_options(model, {k: v for k, v in value.items() if k != "type"}, plugins)
-            )
+            options = read_options(model, {k: v for k, v in value.items() if k != "type"}, plugins)
+            return ResolvedComponent(spec, options, plugins.registry.owner(spec))
         except ValidationError as error:
             raise _described(find_problems(error, model)) from None
 

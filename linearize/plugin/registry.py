@@ -71,6 +71,10 @@ class Registry:
             if self._owners[kind, name] == plugin
         ]
 
+    def owner(self, spec: Spec) -> str:
+        """Name of the plug-in that registered a spec; "" of one that nobody did."""
+        return self._owners.get((type(spec), spec.name), "")
+
     def remove_owner(self, plugin: str) -> None:
         """Takes back all that one plug-in registered: half a plug-in is worse than none."""
         for kind, name in [key for key, owner in self._owners.items() if owner == plugin]:

@@ -23,6 +23,8 @@ class NoOptions(Config):
 class Spec:
     """One named component of one kind.
 
+    Each kind names the protocol that its components follow, as a "package.module:object" string like the others.
+
     Attributes:
         name: what a recipe writes behind ``type =``; lower_snake_case, unique within its kind.
         build: the callable that makes the component; each kind below says with which arguments.
@@ -32,6 +34,7 @@ class Spec:
     """
 
     kind: ClassVar[str] = "component"
+    protocol: ClassVar[str] = ""
 
     name: str
     build: str
@@ -49,8 +52,22 @@ class Spec:
         return model
 
     def builder(self) -> Any:
-        """The callable behind ``build``; imports the plug-in module that holds it."""
-        return load_target(self.build, f"{self.kind} '{self.name}'")
+        """The callable behind ``build``; imports the plug-in module that holds it.
+
+        Raises:
+            PluginError: it cannot be imported, or is nothing to call.
+        """
+        builder = load_target(self.build, f"{self.kind} '{self.name}'")
+        if not callable(builder):
+            raise PluginError(
+                f"{self.kind} '{self.name}' names {self.build} as its build; expected a class or function, got "
+                f"{builder!r}"
+            )
+        return builder
+
+    def package(self) -> str:
+        """Name of the package that holds ``build``."""
+        return self.build.partition(":")[0].partition(".")[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +83,7 @@ class TeacherSpec(Spec):
     """
 
     kind: ClassVar[str] = "teacher"
+    protocol: ClassVar[str] = "linearize.protocols:TeacherAdapter"
 
     model_types: Mapping[str, str] = field(default_factory=dict, hash=False)
     model_types_from: str = ""
@@ -92,6 +110,7 @@ class MixerSpec(Spec):
     """``build(config, site) -> Mixer``."""
 
     kind: ClassVar[str] = "mixer"
+    protocol: ClassVar[str] = "linearize.protocols:Mixer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +118,7 @@ class SeederSpec(Spec):
     """``build(config) -> Seeder``."""
 
     kind: ClassVar[str] = "seeder"
+    protocol: ClassVar[str] = "linearize.protocols:Seeder"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +126,7 @@ class LayoutSpec(Spec):
     """``build(config) -> Layout``."""
 
     kind: ClassVar[str] = "layout"
+    protocol: ClassVar[str] = "linearize.protocols:Layout"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +134,7 @@ class ObjectiveSpec(Spec):
     """``build(config) -> Objective``."""
 
     kind: ClassVar[str] = "objective"
+    protocol: ClassVar[str] = "linearize.distill.objectives:Objective"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +142,7 @@ class ScheduleSpec(Spec):
     """``build(config) -> Schedule``: the stages that a recipe starts from."""
 
     kind: ClassVar[str] = "schedule"
+    protocol: ClassVar[str] = "linearize.protocols:Schedule"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +150,7 @@ class DataSpec(Spec):
     """``build(config) -> DataSource``."""
 
     kind: ClassVar[str] = "data"
+    protocol: ClassVar[str] = "linearize.protocols:DataSource"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +158,7 @@ class BenchmarkSpec(Spec):
     """``build(config) -> Benchmark``: questions with answers, in tasks."""
 
     kind: ClassVar[str] = "benchmark"
+    protocol: ClassVar[str] = "linearize.protocols:Benchmark"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +170,7 @@ class FormatSpec(Spec):
     """
 
     kind: ClassVar[str] = "format"
+    protocol: ClassVar[str] = "linearize.protocols:CheckpointFormat"
 
     model_types: frozenset[str] = frozenset()
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from linearize.protocols.batch import TOKEN_IMAGE, TOKEN_PAD, TOKEN_TEXT, Batch
 from linearize.protocols.benchmark import Benchmark
 from linearize.protocols.conversation import IMAGE_MARK, Conversation, Turn
-from linearize.protocols.data import DataSource
+from linearize.protocols.data import DataSource, ShuffledSource
 from linearize.protocols.format import CheckpointFormat
 from linearize.protocols.layout import Layout
 from linearize.protocols.mixer import AveragingMixer, BranchedMixer, Mixer, SeedStyle, State
+from linearize.protocols.schedule import Schedule
 from linearize.protocols.seeder import Seeder, SeedReport
 from linearize.protocols.site import AttentionSite, AttentionWeights, SiteNorm
 from linearize.protocols.teacher import PublishedCheckpoint, TeacherAdapter, TellsCaveats
@@ -30,9 +31,11 @@ __all__ = [
     "Layout",
     "Mixer",
     "PublishedCheckpoint",
+    "Schedule",
     "SeedReport",
     "SeedStyle",
     "Seeder",
+    "ShuffledSource",
     "SiteNorm",
     "State",
     "TeacherAdapter",

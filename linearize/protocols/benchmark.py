@@ -23,7 +23,11 @@ class Benchmark(Protocol):
         ...
 
     def questions(self, task: str, difficulty: int | None = None) -> Sequence[Conversation]:
-        """Single-turn conversations; the turn's answer is the right one."""
+        """Single-turn conversations, at least one; the turn's answer is the right one.
+
+        ``check`` asks for the first of each task, so a sequence that makes its questions when they are asked for is
+        better than a list of pictures.
+        """
         ...
 
     def is_correct(self, question: Conversation, answer: str) -> bool:

@@ -15,3 +15,10 @@ class DataSource(Protocol):
     """How many there are; None when they are drawn without end."""
 
     def __getitem__(self, index: int) -> Conversation: ...
+
+
+class ShuffledSource(Protocol):
+    """What a data source of a certain size offers besides, when its order is not one to train in."""
+
+    shuffle: bool
+    """Whether each pass goes through the conversations in a new order; without this member: in their own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -72,9 +73,11 @@ class Draft:
 
     @contextlib.contextmanager
     def telling(self, path: str) -> Iterator[None]:
-        """Makes what a component refuses a problem with what is at ``path``."""
+        """Makes what a component refuses, and its faults where one is at ``path``, a problem with what is there."""
+        component = self.components.get(path)
         try:
-            yield
+            with component.guarded() if component is not None else contextlib.nullcontext():
+                yield
         except (LinearizeError, ValueError) as error:
             self.tell_error(path, error)
 
@@ -191,13 +194,18 @@ def _expand_schedule(draft: Draft, plugins: Plugins) -> None:
         draft.tables.setdefault("stages", [])
         return
     draft.components["schedule"] = resolved
+    made: list[Table] | None = None
+    with draft.telling("schedule"):
+        made = [{**stage, "name": stage["name"]} for stage in resolved.build().stages()]
     own = draft.tables.get("stages", [])
-    try:
-        draft.tables["stages"] = merge_named(resolved.build().stages(), own)
-    except (KeyError, TypeError, AttributeError):
-        draft.tell(
-            "stages", "a list of tables with a `name` each was due, to overlay the schedule's stages", own, "list_type"
-        )
+    if made is None:
+        del draft.components["schedule"]
+        draft.tables.setdefault("stages", [])
+    elif isinstance(own, list) and all(isinstance(stage, dict) and "name" in stage for stage in own):
+        draft.tables["stages"] = merge_named(made, own)
+    else:
+        text = "expected a list of tables with a `name` each, to be laid over the schedule's stages"
+        draft.tell("stages", text, own, "list_type")
 
 
 def _check_core_tables(draft: Draft) -> None:
@@ -255,14 +263,18 @@ def _resolve_component(
     except LinearizeError as error:
         draft.tell_error(f"{path}.type", error)
         return None
+    resolved = functools.partial(ResolvedComponent, spec, plugin=plugins.registry.owner(spec))
     try:
-        return ResolvedComponent(spec, read_options(model, component.options(), plugins))
+        return resolved(read_options(model, component.options(), plugins))
+    except LinearizeError as error:
+        draft.tell_error(path, error)
+        return None
     except ValidationError as error:
         draft.problems.extend(describe_validation(error, model, path, draft.tables, also=("type",)))
         wrong = {item["loc"][0] for item in error.errors() if item["loc"]}
         right = {key: value for key, value in component.options().items() if key not in wrong}
-        with contextlib.suppress(ValidationError):
-            draft.spared[path] = ResolvedComponent(spec, read_options(model, right, plugins))
+        with contextlib.suppress(ValidationError, LinearizeError):
+            draft.spared[path] = resolved(read_options(model, right, plugins))
         return None
 
 

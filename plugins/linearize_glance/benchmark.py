@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import overload
 
 from linearize.errors import UnknownNameError
 from linearize.protocols.conversation import Conversation
 from linearize_glance.config import GlanceBenchmarkConfig
 from linearize_glance.drawing import TASKS, draw
+
+
+class DrawnQuestions(Sequence[Conversation]):
+    """Questions that are drawn when they are asked for, and then kept; the first at once, to see that it can be."""
+
+    def __init__(self, draw_one: Callable[[int], Conversation], count: int) -> None:
+        self._draw_one, self._count = draw_one, count
+        self._drawn = {0: draw_one(0)} if count else {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Conversation: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Conversation]: ...
+    def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
+        numbers = range(self._count)[index]
+        if isinstance(numbers, range):
+            return [self[number] for number in numbers]
+        if numbers not in self._drawn:
+            self._drawn[numbers] = self._draw_one(numbers)
+        return self._drawn[numbers]
 
 
 class GlanceBenchmark:
@@ -39,7 +63,9 @@ class GlanceBenchmark:
         if task not in self.tasks:
             raise UnknownNameError("task of this glance benchmark", task, self.tasks)
         split, seed = self.config.split, self.config.seed
-        return [draw(task, split, seed, n, difficulty=difficulty, turns=1) for n in range(self.config.questions)]
+        return DrawnQuestions(
+            lambda n: draw(task, split, seed, n, difficulty=difficulty, turns=1), self.config.questions
+        )
 
     def is_correct(self, question: Conversation, answer: str) -> bool:
         """Whether an answer is the right one, apart from case, spacing and a full stop at its end."""

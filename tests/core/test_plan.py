@@ -204,19 +204,8 @@ def test_a_layout_that_returns_no_ascending_indices_is_told_with_its_plug_in(
     monkeypatch.setattr(StrangersLayout, "returned", staticmethod(lambda sites: returned))
     tables["student"]["layout"] = {"type": "strangers"}
     (problem,) = problems(tables, with_layout)
-    assert (problem.path, problem.code) == ("student.layout", "plugin")
-    assert f"the layout 'strangers' ({__name__}:StrangersLayout) returned {returned!r}; " in problem.text
-
-
-def test_a_layout_written_for_the_number_of_sites_is_told_that_it_gets_the_sites(
-    tables: dict[str, Any], with_layout: Plugins, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(StrangersLayout, "returned", staticmethod(lambda num_sites: list(range(num_sites))))
-    tables["student"]["layout"] = {"type": "strangers"}
-    (problem,) = problems(tables, with_layout)
-    assert (problem.path, problem.code) == ("student.layout", "plugin")
-    assert f"the layout 'strangers' ({__name__}:StrangersLayout) failed with TypeError: " in problem.text
-    assert "gets the teacher's sites, a sequence, not their number" in problem.text
+    assert (problem.path, problem.code) == ("student.layout", "plugin_fault")
+    assert f"layout 'strangers' of plug-in 'stranger' failed: linear_sites gave {returned!r}; " in problem.text
 
 
 def test_a_layout_gets_the_teachers_sites(

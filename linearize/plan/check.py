@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from linearize.errors import PluginFault
@@ -12,13 +12,12 @@ from linearize.plan.plan import CheckedRecipe, Plan, StagePlan
 from linearize.plan.roles import asked_roles, check_roles_of_stand_in, select_parameters
 from linearize.plan.trials import try_benchmark, try_data
 from linearize.protocols import AttentionSite, Layout, TeacherAdapter
-from linearize.recipe.load import Draft, finish_draft
+from linearize.recipe.load import MIXER, Draft, finish_draft, site_mixer_path
 from linearize.recipe.model import RunTable
+from linearize.recipe.site_ranges import site_ranges
 
 if TYPE_CHECKING:
     from linearize.plugin.components import ResolvedComponent
-
-MIXER = "student.mixer"
 
 
 def check_draft(draft: Draft) -> CheckedRecipe:
@@ -110,15 +109,45 @@ def _site_mixers(
     draft: Draft, sites: Sequence[AttentionSite], linear: Sequence[int] | None
 ) -> tuple[SiteMixers, ...] | None:
     """The mixers of all sites that get one; None where one of them cannot be built."""
-    component = draft.components.get(MIXER)
-    if component is None:
-        return None
     everywhere = linear is None or any(stage.sites == "all" for stage in draft.stages.values())
     wanted = [site for site in sites if everywhere or site.index in (linear or ())]
+    paths = _mixer_paths(draft, sites, {site.index for site in wanted})
     run = draft.recipe.run if draft.recipe is not None else RunTable(name="any")
-    with draft.telling(MIXER):
-        return group_sites(wanted, component, device=_device(run.device), dtype=run.dtype)
-    return None
+    groups: list[SiteMixers] | None = []
+    for path in dict.fromkeys(paths[site.index] for site in wanted):
+        component, of_path = draft.components.get(path), None
+        if component is not None:
+            chosen = [site for site in wanted if paths[site.index] == path]
+            with draft.telling(path):
+                of_path = group_sites(chosen, component, device=_device(run.device), dtype=run.dtype)
+        groups = None if groups is None or of_path is None else [*groups, *of_path]
+    return None if groups is None else tuple(sorted(groups, key=lambda group: group.sites[0]))
+
+
+def _mixer_paths(draft: Draft, sites: Sequence[AttentionSite], wanted: Set[int]) -> dict[int, str]:
+    """Index of every site -> path of its mixer in the recipe; tells the entries of `student.sites` that name no site.
+
+    Args:
+        wanted: the sites that get a mixer.
+    """
+    paths = {site.index: MIXER for site in sites}
+    for number, entry in draft.site_mixers.items():
+        unknown = sorted(set(entry.sites) - set(paths))
+        if unknown:
+            draft.tell(
+                f"student.sites.{number}.sites",
+                f"there is no site {site_ranges(unknown)}; the teacher has {len(sites)} sites 0..{len(sites) - 1}",
+                list(entry.sites), "unknown_site",
+            )  # fmt: skip
+        elif not wanted & set(entry.sites):
+            draft.tell(
+                f"student.sites.{number}.sites",
+                f"none of the sites {site_ranges(entry.sites)} gets a mixer, since student.layout lets them keep their "
+                "attention; leave the entry out, or choose another layout",
+                list(entry.sites), "unused",
+            )  # fmt: skip
+        paths.update(dict.fromkeys(set(entry.sites) & set(paths), site_mixer_path(number)))
+    return paths
 
 
 def _plan_stages(

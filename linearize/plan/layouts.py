@@ -10,6 +10,7 @@ from pydantic import Field
 from linearize.plugin.config import Config
 from linearize.plugin.specs import NoOptions
 from linearize.protocols import AttentionSite
+from linearize.recipe.site_ranges import SiteIndices
 
 
 class AllLinear:
@@ -81,8 +82,8 @@ class Stacked:
 class KeepConfig(Config):
     """Options of layout ``keep``."""
 
-    sites: tuple[int, ...] = Field(
-        description="indices of the sites that keep their attention, from 0 through the whole decoder"
+    sites: SiteIndices = Field(
+        description='the sites that keep their attention, from 0 through the whole decoder: [0, 1, 5] or "0-1, 5"'
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from linearize.errors import LinearizeError, did_you_mean
 from linearize.plan.mixers import meta_mixer
 from linearize.protocols import AttentionSite, SiteNorm
-from linearize.recipe.load import Draft
+from linearize.recipe.load import MIXER, Draft, site_mixer_path
 
 ANY_SITE = AttentionSite(
     index=0, path="", tower="", layer=0, cache_index=0, hidden_size=128, num_heads=2, num_key_value_heads=2,
@@ -55,16 +55,22 @@ def check_roles_of_stand_in(draft: Draft, site: AttentionSite | None) -> None:
 
     Wrong options of the mixer are left at their defaults for it, and an unknown teacher's site is a usual one.
     """
-    component = draft.components.get("student.mixer") or draft.spared.get("student.mixer")
-    if component is None:
-        return
-    roles = None
+    mixers = [_roles_of_stand_in(draft, path, site) for path in (MIXER, *map(site_mixer_path, draft.site_mixers))]
+    known = [roles for roles in mixers if roles is not None]
+    for number, train, freeze in asked_roles(draft) if len(known) == len(mixers) else ():
+        with draft.telling(f"stages.{number}.train"):
+            _refuse_unknown(known, train, freeze, ", as far as the other problems let it be seen")
+
+
+def _roles_of_stand_in(draft: Draft, path: str, site: AttentionSite | None) -> Mapping[str, Collection[str]] | None:
+    """The roles of the mixer at ``path``, at the site or, where it does not fit, at any; None where it is not known."""
+    component = draft.components.get(path) or draft.spared.get(path)
     for at in (site, ANY_SITE):
         with contextlib.suppress(LinearizeError, ValueError):
-            roles = roles or (meta_mixer(component, at).roles() if at is not None else None)
-    for number, train, freeze in asked_roles(draft) if roles is not None else ():
-        with draft.telling(f"stages.{number}.train"):
-            _refuse_unknown([roles or {}], train, freeze, ", as far as the other problems let it be seen")
+            if component is not None and at is not None:
+                roles: Mapping[str, Collection[str]] = meta_mixer(component, at).roles()
+                return roles
+    return None
 
 
 def _refuse_unknown(

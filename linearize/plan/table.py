@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -11,6 +10,7 @@ from rich.table import Table
 
 from linearize.files.run_folder import RUNS
 from linearize.plugin.components import component_title
+from linearize.recipe.site_ranges import site_ranges
 from linearize.wording import ABSENT, short_count
 
 if TYPE_CHECKING:
@@ -32,17 +32,6 @@ def plan_tables(recipe: LoadedRecipe, plan: Plan, model: Any = None, device: Any
     """
     kinds = [_kinds_of_mixers(plan)] if len(plan.mixers) > 1 else []
     return Group(_overview(recipe, plan, model, device), "", *kinds, _stages(plan))
-
-
-def site_ranges(indices: Sequence[int]) -> str:
-    """(0, 1, 2, 5) -> "0-2, 5"."""
-    runs: list[list[int]] = []
-    for index in sorted(indices):
-        if runs and index == runs[-1][-1] + 1:
-            runs[-1].append(index)
-        else:
-            runs.append([index])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def byte_size(count: int) -> str:

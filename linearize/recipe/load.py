@@ -30,18 +30,24 @@ from linearize.plugin.specs import (
     Spec,
     TeacherSpec,
 )
-from linearize.plugin.tables import Table, merge_named
-from linearize.recipe.model import Component, Recipe, Stage, StudentTable
+from linearize.plugin.tables import Table, merge, merge_named
+from linearize.recipe.model import Component, Recipe, SiteMixerTable, Stage, StudentTable
 from linearize.recipe.toml import apply_override, read_tables
 
+MIXER = "student.mixer"
 COMPONENT_TABLES: Mapping[str, type[Spec]] = {
     "teacher": TeacherSpec,
-    "student.mixer": MixerSpec,
+    MIXER: MixerSpec,
     "student.layout": LayoutSpec,
     "student.seeder": SeederSpec,
     "data": DataSpec,
     "schedule": ScheduleSpec,
 }
+
+
+def site_mixer_path(number: int) -> str:
+    """Where the mixer of an entry of `student.sites` stands."""
+    return f"student.sites.{number}.mixer"
 
 
 @dataclass(slots=True)
@@ -58,6 +64,7 @@ class Draft:
     components: dict[str, ResolvedComponent] = field(default_factory=dict)
     spared: dict[str, ResolvedComponent] = field(default_factory=dict)
     stages: dict[int, Stage] = field(default_factory=dict)
+    site_mixers: dict[int, SiteMixerTable] = field(default_factory=dict)
     recipe: Recipe | None = None
 
     def tell(self, path: str, text: str, found: Any = None, code: str = "invalid") -> None:
@@ -98,6 +105,8 @@ class LoadedRecipe:
     def tables(self) -> Table:
         """The resolved recipe as plain tables: every default written out, `schedule` expanded into `stages`."""
         tables: Table = self.recipe.model_dump(mode="json", exclude_none=True, exclude={"schedule"})
+        if not self.recipe.student.sites:
+            del tables["student"]["sites"]  # so that a recipe without them is the same to releases before they existed
         for path, component in self.components.items():
             if path != "schedule":
                 _put(tables, path, component.table())
@@ -130,6 +139,10 @@ def draft_recipe(source: Path | str | Mapping[str, Any], overrides: Sequence[str
     _check_core_tables(draft)
     for path, table, kind in _component_tables(draft.tables):
         resolved = _resolve_component(draft, path, table, kind, plugins)
+        if resolved is not None:
+            draft.components[path] = resolved
+    for path, table in _site_mixer_tables(draft):
+        resolved = _resolve_component(draft, path, table, MixerSpec, plugins)
         if resolved is not None:
             draft.components[path] = resolved
     return draft
@@ -222,6 +235,11 @@ def _check_core_tables(draft: Draft) -> None:
             draft.stages[number] = Stage.model_validate(table)
         except ValidationError:
             continue  # reported by the recipe's own validation above
+    student = draft.tables.get("student")
+    entries = student.get("sites") if isinstance(student, dict) else None
+    for number, table in enumerate(entries if isinstance(entries, list) else []):
+        with contextlib.suppress(ValidationError):  # reported as well
+            draft.site_mixers[number] = SiteMixerTable.model_validate(table)
 
 
 def _component_tables(tables: Table) -> Iterator[tuple[str, Table, type[Spec]]]:
@@ -240,6 +258,15 @@ def _component_tables(tables: Table) -> Iterator[tuple[str, Table, type[Spec]]]:
     for number, table in enumerate(benchmarks if isinstance(benchmarks, list) else []):
         if isinstance(table, dict):
             yield f"evaluate.benchmarks.{number}", table, BenchmarkSpec
+
+
+def _site_mixer_tables(draft: Draft) -> Iterator[tuple[str, Table]]:
+    """Path and whole table of the mixers in `student.sites`: each laid over student.mixer, less what is wrong there."""
+    base = draft.components.get(MIXER) or draft.spared.get(MIXER)
+    for number, entry in draft.site_mixers.items():
+        table = merge({"mixer": base.table() if base else {}}, {"mixer": entry.mixer})["mixer"]
+        if base is not None or "type" in table:
+            yield site_mixer_path(number), table
 
 
 def _listed_components(items: Any, path: str, key: str, kind: type[Spec]) -> Iterator[tuple[str, Table, type[Spec]]]:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from linearize.plugin.components import named
 from linearize.plugin.config import Config
+from linearize.recipe.site_ranges import SiteIndices, site_ranges
 
 
 class Component(BaseModel):
@@ -39,12 +40,35 @@ class RunTable(Config):
     num_threads: int | None = Field(default=None, gt=0, description="CPU threads; absent: as many as torch chooses")
 
 
+class SiteMixerTable(Config):
+    """Sites whose mixer is not student.mixer as it stands."""
+
+    sites: SiteIndices = Field(
+        min_length=1, description='the sites, from 0 through the whole decoder: [0, 1, 5] or "0-1, 5"'
+    )
+    mixer: dict[str, Any] = Field(
+        description="keys laid over student.mixer at these sites; another `type` takes none of its options"
+    )
+
+
 class StudentTable(Config):
     """What takes the place of the teacher's attention."""
 
     mixer: Component
+    sites: tuple[SiteMixerTable, ...] = Field(
+        default=(), description="sites with another mixer, or with other options of it; a site in one entry at most"
+    )
     layout: Component = named("all")
     seeder: Component = named("mimic")
+
+    @field_validator("sites")
+    @classmethod
+    def _entries_are_disjoint(cls, entries: tuple[SiteMixerTable, ...]) -> tuple[SiteMixerTable, ...]:
+        asked = [index for entry in entries for index in entry.sites]
+        repeated = sorted({index for index in asked if asked.count(index) > 1})
+        if repeated:
+            raise ValueError(f"sites {site_ranges(repeated)} are listed more than once; expected each once at most")
+        return entries
 
 
 class LrSchedule(Config):

@@ -16,6 +16,7 @@ from linearize.files.store import read_json
 from linearize.files.whole_file import write_text
 from linearize.plugin.components import component_title
 from linearize.protocols.conversation import IMAGE_MARK
+from linearize.recipe.site_ranges import site_ranges
 from linearize.report import branch_table, tables
 from linearize.report.records import RunRecord, StageRecord, read_run
 from linearize.report.results import build_results
@@ -124,6 +125,8 @@ def _subject(recipe: Mapping[str, Any]) -> str:
         return ""
     checkpoint = f" ({teacher['checkpoint']})" if "checkpoint" in teacher else ""
     parts = [f"{teacher['type']}{checkpoint} → {component_title(mixer)}"]
+    for entry in student.get("sites", []):
+        parts.append(f"{component_title(entry['mixer'])} at sites {site_ranges(entry['sites'])}")
     if layout := student.get("layout", {}).get("type"):
         parts.append(f"layout {layout}")
     if seeder := student.get("seeder", {}).get("type"):

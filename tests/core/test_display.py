@@ -20,9 +20,10 @@ from torch import nn
 from linearize.pipeline.display import ConsoleDisplay, SilentDisplay, stage_outcome, step_numbers
 from linearize.plan.check import check_draft
 from linearize.plan.plan import Plan, StagePlan
-from linearize.plan.table import byte_size, site_ranges
+from linearize.plan.table import byte_size
 from linearize.plugin.discovery import Plugins
 from linearize.recipe.load import LoadedRecipe, draft_recipe
+from linearize.recipe.site_ranges import site_ranges
 
 ROOT = Path(__file__).parents[2]
 SUMMARY = {

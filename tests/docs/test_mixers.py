@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
+from linearize import api
 from linearize.mixing.options import LinearMixerOptions
 from linearize.plugin.discovery import Plugins
 from linearize.plugin.specs import MixerSpec
+from linearize.plugin.tables import merge
 from linearize.recipe.reference import OWN_ORIGINS
+from linearize.recipe.toml import read_tables
 from linearize.scaffold import mixer_files
 from linearize.testing import MixerConformance
 
@@ -43,3 +47,11 @@ def test_every_check_of_the_kit_is_listed_in_its_order() -> None:
     listed = re.findall(r"^\| ([\w ]+) \| (?!what it would catch|---)", WRITE, re.MULTILINE)
     checks = [name for name in vars(MixerConformance) if name.startswith("test_")]
     assert [f"test_{words.lower().replace(' ', '_')}" for words in listed] == checks
+
+
+def test_the_recipe_with_different_mixers_at_different_sites_is_right() -> None:
+    section = MIXERS.partition("## Different mixers at different sites")[2].partition("\n## ")[0]
+    [block] = re.findall(r"```toml\n(.*?)```", section, re.DOTALL)
+    base = read_tables(DOCS.parent / "examples" / "mmmamba_hovle.toml")
+    plan = api.check(merge(base, tomllib.loads(block))).plan
+    assert [group.sites for group in plan.mixers] == [(0, 1), tuple(range(2, 7)), (7,)]

@@ -2,77 +2,88 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import os
-import secrets
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from linearize.errors import CheckpointError
+from linearize.files.owned_folder import own_files, replace_folder
+from linearize.plugin.discovery import Plugins
 from linearize.student.card import model_card
-from linearize.student.classes import AUTO_CLASSES, MODEL_TYPE_PREFIX, student_class
-from linearize.student.convert import linearized_sites
-from linearize.student.description import describe_student
-from linearize.student.site import LinearizedAttention
+from linearize.student.class_factory import MODEL_TYPE_PREFIX
+from linearize.student.classes import student_class
+from linearize.student.remote_code import MODEL_MODULE, is_model_code, write_processor_code
+from linearize.student.snapshot import as_student
 
-REMOTE_MODULE = "modeling_linearize"
-REMOTE_CODE = '''"""Loads this student with trust_remote_code=True where linearize and its plug-ins are installed."""
+CARD = "README.md"
+INDEX = "model.safetensors.index.json"
+NAMES_WITHOUT_A_LIST = {
+    "config.json", "generation_config.json", "model.safetensors", INDEX, f"{MODEL_MODULE}.py", CARD,
+    "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json", "chat_template.jinja",
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "vocab.txt", "spiece.model",
+}  # fmt: skip
+"""What version 0.1.0 saved, which took whole folders; a processor's files by the names that transformers gives them."""
 
-from linearize.student.classes import remote_classes, remote_processor
 
-StudentConfig, StudentModel = remote_classes("{base}", __name__)
-'''
-REMOTE_PROCESSOR = """StudentProcessor = remote_processor("{target}")
-"""
-
-
-def save_student(model: Any, folder: str | Path, processor: Any = None, extra: Mapping[str, Any] | None = None) -> None:
+def save_student(
+    model: Any,
+    folder: str | Path,
+    processor: Any = None,
+    extra: Mapping[str, Any] | None = None,
+    plugins: Plugins | None = None,
+) -> None:
     """Writes the student that ``model``'s student route runs now; the model itself stays as it is.
 
-    The folder appears whole or not at all, and a student that it held before is replaced only then.
+    The folder appears whole or not at all. A student that linearize saved there before is replaced only then, and files
+    of others beside it stay.
 
     Args:
         model: a converted teacher, before or after ``release_teacher``, or a loaded student.
         processor: saved beside the weights when given.
         extra: JSON values to keep in config.json and to show in the model card, such as the recipe and the results.
+        plugins: where the mixers and the teacher are registered; None: those that are installed.
 
     Raises:
-        CheckpointError: the folder holds something else than a model, or no installed teacher brings the base model.
-        ValueError: the model is not converted, or a mixer was made without ``build_mixer``.
+        CheckpointError: the folder holds files that linearize did not write, and no student, or some in the places of a
+            student's; or no teacher plug-in brings the base model.
+        ValueError: the model is not converted, a mixer was made without ``build_mixer``, or the model holds something
+            that would not come back.
     """
     folder = Path(folder).resolve()
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
-        raise CheckpointError(
-            f"{folder} was to take a student, but holds other files and no config.json; name another folder"
-        )
-    student = as_student(model, extra or {})
+    own_files(folder, _files_without_a_list)  # a foreign folder is refused before anything is computed
+    student = as_student(model, extra or {}, plugins)
 
     def write(partial: Path) -> None:
         student.save_pretrained(partial)
-        code = REMOTE_CODE.format(base=student.config.model_type.removeprefix(MODEL_TYPE_PREFIX))
         if processor is not None:
             processor.save_pretrained(partial)
-            code += _remote_processor(partial, type(processor))
-        (partial / f"{REMOTE_MODULE}.py").write_text(code, encoding="utf-8")
-        (partial / "README.md").write_text(model_card(student), encoding="utf-8")
+            write_processor_code(partial, type(processor))
+        (partial / CARD).write_text(model_card(student), encoding="utf-8")
 
-    _replace_folder(folder, write)
+    replace_folder(folder, write, _files_without_a_list)
 
 
-def load_student(folder: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Any:
+def load_student(
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    plugins: Plugins | None = None,
+) -> Any:
     """The student saved in ``folder``, in eval mode.
 
     Args:
-        dtype: None: as saved. Decay parameters are fp32 whatever is asked.
+        dtype: None: as saved. Decay parameters, and what was saved in float32 beside a lower precision, are float32
+            whatever is asked.
+        plugins: where its mixers and its teacher are registered; None: those that are installed.
 
     Raises:
-        CheckpointError: the folder holds no student, a damaged one, or one whose teacher or mixer is not installed.
+        CheckpointError: the folder holds no student, a damaged one, one of a newer version, or one whose teacher or
+            mixer is not installed.
     """
     config = _read_config(Path(folder))
     model_type = str(config.get("model_type"))
@@ -81,72 +92,12 @@ def load_student(folder: str | Path, *, dtype: torch.dtype | None = None, device
             f"{folder} was to be a student, but its config.json has model_type '{model_type}'; students saved by "
             f"linearize have one that begins with '{MODEL_TYPE_PREFIX}'"
         )
-    student_type = student_class(model_type.removeprefix(MODEL_TYPE_PREFIX))
+    student_type = student_class(model_type.removeprefix(MODEL_TYPE_PREFIX), plugins)
     try:
-        model = student_type.from_pretrained(folder, dtype="auto" if dtype is None else dtype)
+        model = student_type.from_pretrained(folder, dtype="auto" if dtype is None else dtype, plugins=plugins)
     except OSError as error:
         raise CheckpointError(f"the student in {folder} cannot be read: {error}") from error
     return model.to(device).eval()
-
-
-def as_student(model: Any, extra: Mapping[str, Any]) -> Any:
-    """The student of ``model`` as an instance of its own class, with the same tensors."""
-    base = model.config.model_type.removeprefix(MODEL_TYPE_PREFIX)
-    student_type = student_class(base)
-    description = describe_student(model, base, extra)
-    config = student_type.config_class.from_dict(_plain_config(model.config))
-    config.linearize = description.model_dump(mode="json")
-    config.auto_map = {"AutoConfig": f"{REMOTE_MODULE}.StudentConfig"} | {
-        auto.__name__: f"{REMOTE_MODULE}.StudentModel" for auto in AUTO_CLASSES
-    }
-    with torch.device("meta"):
-        student = student_type(config)
-    student.load_state_dict(student_state(model), strict=True, assign=True)
-    student.tie_weights()
-    if getattr(model, "generation_config", None) is not None:
-        student.generation_config = copy.deepcopy(model.generation_config)
-    return student
-
-
-def student_state(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of ``model`` that its student route reads, by the names that they have in a saved student."""
-    state: dict[str, Tensor] = dict(model.state_dict())
-    for slot in linearized_sites(model):
-        inside = f"{slot.site.path}."
-        for name in [name for name in state if name.startswith(inside)]:
-            del state[name]
-        state.update({inside + name: tensor for name, tensor in _site_tensors(slot).items()})
-    return state
-
-
-def _remote_processor(folder: Path, processor: type[Any]) -> str:
-    """Code for a processor that transformers does not have; its saved configuration then points to that code."""
-    path = folder / "processor_config.json"
-    if processor.__module__.startswith("transformers.") or not path.is_file():
-        return ""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["auto_map"] = {"AutoProcessor": f"{REMOTE_MODULE}.StudentProcessor"}
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return REMOTE_PROCESSOR.format(target=f"{processor.__module__}:{processor.__qualname__}")
-
-
-def _site_tensors(slot: LinearizedAttention) -> dict[str, Tensor]:
-    if not slot.linear:
-        assert slot.attention is not None  # set_linear refuses a kept site without attention
-        return dict(slot.attention.state_dict())
-    assert slot.mixer is not None
-    # All buffers, also those that state_dict() leaves out: see _make_buffers_persistent.
-    mixer = {**slot.mixer.state_dict(), **dict(slot.mixer.named_buffers())}
-    return {f"mixer.{name}": tensor.detach() for name, tensor in mixer.items()} | {
-        f"o_proj.{name}": tensor for name, tensor in slot.o_proj.state_dict().items()
-    }
-
-
-def _plain_config(config: Any) -> dict[str, Any]:
-    plain: dict[str, Any] = config.to_dict()
-    for name in ("model_type", "architectures", "auto_map", "linearize", "transformers_version"):
-        plain.pop(name, None)
-    return plain
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -163,30 +114,17 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Lets ``write`` fill a folder beside ``folder``, flushes it to disk and only then gives it the name."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
-    partial.mkdir()
+def _files_without_a_list(folder: Path) -> set[str]:
+    """Names of the files of a student that linearize saved before folders had a list of them; none in other folders."""
+    card = folder / CARD
+    if not is_model_code(folder / f"{MODEL_MODULE}.py") or not card.is_file():
+        return set()
+    if "tags: [linearize" not in card.read_text(encoding="utf-8", errors="replace"):
+        return set()
+    index = folder / INDEX
     try:
-        write(partial)
-        for path in (*(path for path in partial.rglob("*") if path.is_file()), partial):
-            _flush(path)
-        if folder.exists():
-            former = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.former")
-            folder.rename(former)
-            partial.rename(folder)
-            shutil.rmtree(former)
-        else:
-            partial.rename(folder)
-        _flush(folder.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        is_student = str(_read_config(folder).get("model_type")).startswith(MODEL_TYPE_PREFIX)
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.is_file() else set()
+    except (CheckpointError, OSError, ValueError, KeyError, TypeError):
+        return set()
+    return {path.name for path in folder.iterdir()} & (NAMES_WITHOUT_A_LIST | shards) if is_student else set()

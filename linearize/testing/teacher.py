@@ -35,7 +35,8 @@ from linearize.protocols import TOKEN_IMAGE, AttentionSite, Batch, TeacherAdapte
 from linearize.protocols.conversation import IMAGE_MARK, Conversation, Turn
 from linearize.student.convert import convert, linearized_sites, set_linear, teacher_route
 from linearize.student.mixers import build_mixer
-from linearize.student.modeling import load_student, save_student, student_state
+from linearize.student.modeling import load_student, save_student
+from linearize.student.snapshot import student_state
 from linearize.testing.attention import attend
 from linearize.testing.batch_checks import check_answer, check_batches, check_prompts
 from linearize.testing.diagnosis import Case, explain

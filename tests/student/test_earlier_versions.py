@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,16 @@ def test_a_student_of_an_earlier_version_answers_as_it_did_and_can_be_saved_agai
     torch.testing.assert_close(student(**inputs).logits, expected, atol=near, rtol=0)
     save_student(student, tmp_path / "again")
     torch.testing.assert_close(load_student(tmp_path / "again")(**inputs).logits, expected, atol=near, rtol=0)
+
+
+def test_a_student_of_an_earlier_version_is_replaced_where_it_lies_and_notes_beside_it_stay(tmp_path: Path) -> None:
+    folder = tmp_path / "student"
+    shutil.copytree(SAVED / "hovle_linear" / "student", folder)
+    (folder / "notes.txt").write_text("mine")
+    save_student(load_student(folder), folder, HovleProcessor.from_pretrained(folder))
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert load_student(folder).config.linearize["format"] > 1
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
 
 
 def test_the_processor_of_an_earlier_student_writes_the_same_prompt() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ from safetensors.torch import load_file, save_file
 from linearize.errors import CheckpointError, PluginError
 from linearize.plugin.discovery import Plugins
 from linearize.plugin.specs import MixerSpec, TeacherSpec
+from linearize.protocols import AttentionSite, SiteNorm
 from linearize.recipe.reference import OWN_ORIGINS
 from linearize.student.convert import convert, converted_sites, linearized_sites, release_teacher
+from linearize.student.description import SiteEntry
 from linearize.student.modeling import load_student, save_student
 
 MIXERS = [
@@ -183,9 +187,41 @@ def test_an_earlier_student_stays_until_the_new_one_is_whole(llama: Any, tmp_pat
 
 def test_a_folder_with_other_files_is_not_replaced(llama: Any, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(CheckpointError, match=r"holds other files and no config\.json"):
+    with pytest.raises(CheckpointError, match=r"files that linearize did not write \(thesis\.tex\)"):
         save_student(llama.convert(), tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_teachers_checkpoint_is_not_replaced(llama: Any, tmp_path: Path) -> None:
+    llama.model.save_pretrained(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(CheckpointError, match="files that linearize did not write"):
+        save_student(llama.convert(), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_notes_beside_a_student_stay_and_an_edited_card_is_not_overwritten(llama: Any, tmp_path: Path) -> None:
+    model = llama.convert()
+    save_student(model, tmp_path / "student")
+    (tmp_path / "student" / "notes.txt").write_text("mine")
+    save_student(model, tmp_path / "student", extra={"changed": True})
+    assert (tmp_path / "student" / "notes.txt").read_text() == "mine"
+    assert load_student(tmp_path / "student").config.linearize["extra"] == {"changed": True}
+    (tmp_path / "student" / "README.md").write_text("my own words")
+    with pytest.raises(CheckpointError, match=r"README\.md in .* changed since"):
+        save_student(model, tmp_path / "student")
+
+
+def test_weights_can_be_read_by_whom_the_umask_lets(llama: Any, tmp_path: Path) -> None:
+    umask = os.umask(0o022)
+    try:
+        save_student(llama.convert(), tmp_path / "student")
+        load_student(tmp_path / "student").save_pretrained(tmp_path / "again")
+    finally:
+        os.umask(umask)
+    weights = [path for path in tmp_path.rglob("*") if path.suffix == ".safetensors"]
+    assert [path.stat().st_mode & 0o777 for path in weights] == [0o644, 0o644]
 
 
 def test_models_that_cannot_be_saved_say_why(llama: Any, tmp_path: Path) -> None:
@@ -282,11 +318,37 @@ def test_descriptions_that_do_not_fit_are_refused(llama: Any, tmp_path: Path) ->
     expect("does not describe a student", lambda config: config.pop("linearize"))
     expect("saved by linearize 9.9", lambda config: config["linearize"].update(version="9.9", colour="red"))
     expect("which it does not list", lambda config: config["linearize"].update(sites=[]))
+    expect(r"saved in format 9, .* update linearize", lambda config: config["linearize"].update(format=9, colour="red"))
+    for field, value in (("hidden_size", -32), ("num_heads", 0), ("value_dim", -8), ("cache_index", -1), ("window", 0)):
+        expect(rf"sites\.1\.{field}", lambda config, f=field, v=value: config["linearize"]["sites"][1].update({f: v}))
+    for field, what in (("cache_index", "the cache slot 0"), ("path", "the module model")):
+        doubled = json.loads(original)["linearize"]["sites"][0][field]
+        expect(what, lambda config, f=field, v=doubled: config["linearize"]["sites"][1].update({f: v}))
+    expect("two mixers to site 0", lambda config: config["linearize"]["mixers"][1].update(site=0))
     expect(
         "do not fit a Linearized",
         lambda config: config["linearize"]["sites"][3].update(path="model.layers.8.self_attn"),
     )
     expect("cannot be built here", lambda config: config["linearize"]["mixers"][0].update(options={"strengths": 1}))
+
+
+def test_the_saved_format_has_a_place_for_all_that_a_site_says() -> None:
+    plain = AttentionSite(
+        index=3, path="layers.3", tower="language", layer=3, cache_index=5, hidden_size=32, num_heads=4,
+        num_key_value_heads=2, key_dim=8, value_dim=16,
+    )  # fmt: skip
+    norm = SiteNorm(kind="layer", over="all", has_bias=True, eps=0.5)
+    changed: dict[str, Any] = {"qk_norm": norm, "v_norm_eps": 0.5, "scale": 2.0, "window": 7, "softcap": 30.0}
+    for field in dataclasses.fields(AttentionSite):
+        default = field.default
+        if isinstance(default, (bool, int, str)):
+            other = {"rope_style": "interleaved"}.get(field.name, f"{default}_2")
+            changed[field.name] = not default if isinstance(default, bool) else 9 if isinstance(default, int) else other
+    told = [field.name for field in dataclasses.fields(AttentionSite) if field.default is not dataclasses.MISSING]
+    assert sorted(changed) == sorted(told), "a field without a place in SiteEntry, or without a value in this test"
+    for site in (plain, dataclasses.replace(plain, **changed)):
+        saved = json.dumps(SiteEntry.of(site).model_dump(mode="json"))
+        assert SiteEntry.model_validate_json(saved).to_site() == site
 
 
 def test_two_teachers_with_different_models_of_one_type_are_refused(

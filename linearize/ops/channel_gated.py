@@ -14,8 +14,17 @@ import torch
 from torch import Tensor
 
 from linearize.ops.autocast import outside_autocast
-from linearize.ops.chunks import Resets, by_chunk, by_token, carry_states, check_shapes, in_dtype, state_dtype
-from linearize.ops.decays import by_factors, by_halves, channel_chunk_length
+from linearize.ops.chunks import (
+    Resets,
+    by_chunk,
+    by_token,
+    carry_states,
+    check_shapes,
+    in_dtype,
+    state_dtype,
+    without_tokens,
+)
+from linearize.ops.decays import by_factors, by_halves, chunk_length
 from linearize.ops.gated import repeat_heads
 
 DEFAULT_CHUNK = 32
@@ -50,6 +59,9 @@ def channel_gated_recurrence(
     per_query_head = {"g": (g_BTNK, True), "write": (write_BTN, False)}
     check_shapes(q_BTNK, k_BTMK, v_BTMV, state_BNKV, segments_BT, per_query_head)
 
+    if q_BTNK.shape[1] == 0:
+        return without_tokens(q_BTNK, v_BTMV.shape[3], state_BNKV)
+
     def compute(
         q: Tensor, k: Tensor, v: Tensor, g: Tensor, write: Tensor | None, state: Tensor | None
     ) -> tuple[Tensor, Tensor]:
@@ -83,7 +95,7 @@ def _chunked(
 ) -> tuple[Tensor, Tensor]:
     """All tokens by chunks of equal length: a quadratic form inside each, the recurrence from one to the next."""
     length = q.shape[1]
-    per_chunk, is_factored = channel_chunk_length(g, size)
+    per_chunk, is_factored = chunk_length(g, size)
     chunks = -(-length // per_chunk)
     q, k, v, g = (by_chunk(tensor, chunks, per_chunk) for tensor in (q, k, v, g))
     decayed = (by_factors if is_factored else by_halves)(q.unsqueeze(3), k, g)

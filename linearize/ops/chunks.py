@@ -6,7 +6,6 @@ X anything.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -28,15 +27,6 @@ def in_dtype(dtype: torch.dtype, *tensors: Tensor | None) -> tuple[Tensor | None
     return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
 
 
-def without_overshoot(g: Tensor) -> Tensor:
-    """Log-decays, those whose exponential is 0 in their dtype all equally strong.
-
-    Sums of decays are compared with one another; a huge one would take the precision of all after it in its chunk.
-    """
-    limits = torch.finfo(g.dtype)
-    return g.clamp_min(math.log(limits.tiny) + math.log(limits.eps) - 1.0)
-
-
 def even_length(length: int, size: int) -> int:
     """The length of equal chunks of at most ``size`` tokens."""
     return -(-length // -(-length // size))
@@ -46,14 +36,15 @@ def factored_length(g: Tensor, size: int, shortest: int) -> tuple[int, bool]:
     """Tokens per chunk, at most ``size``, and whether every decay inside a chunk is a product of two exponentials.
 
     That is many times cheaper than a matrix of decays, but has to stay inside fp32, so strong decays get shorter
-    chunks, down to ``shortest``. Looking at the values would wait for a GPU: off the CPU nothing is factored.
+    chunks, down to ``shortest``. Looking at the values would wait for a GPU and break a compiled graph: nothing is
+    factored off the CPU or in one.
 
     Args:
         g: log-decays [B, T, N] or [B, T, N, K].
     """
     length = g.shape[1]
     per_chunk = even_length(length, size)
-    if g.device.type != "cpu":
+    if g.device.type != "cpu" or torch.compiler.is_compiling():
         return per_chunk, False
     while True:
         padded = F.pad(g.detach(), (*(0, 0) * (g.dim() - 2), 0, -length % per_chunk))
@@ -119,6 +110,14 @@ class Resets:
         )
 
 
+def without_tokens(q_B0NK: Tensor, value_dim: int, state: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What a recurrence of no token gives: [B, 0, N, V], and the state [B, N, K, V] as it was, or zeros."""
+    batch, _, heads, key_dim = q_B0NK.shape
+    if state is None:
+        state = q_B0NK.new_zeros(batch, heads, key_dim, value_dim, dtype=state_dtype(q_B0NK))
+    return q_B0NK.new_zeros(batch, 0, heads, value_dim), state
+
+
 def check_shapes(
     q_BTNK: Tensor, k_BTMK: Tensor, v_BTMV: Tensor, state: Tensor | None, segments: Tensor | None,
     by_query_head: Mapping[str, tuple[Tensor | None, bool]],
@@ -144,7 +143,5 @@ def check_shapes(
     for name, (tensor, shape) in due.items():
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; with q {tuple(q_BTNK.shape)} it must be {shape}")
-    if length == 0:
-        raise ValueError("the recurrence needs at least one token; q has none")
     if heads % groups:
         raise ValueError(f"{heads} query heads cannot share {groups} key-value heads evenly")

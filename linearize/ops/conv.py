@@ -54,13 +54,15 @@ def zero_invalid(x_BTC: Tensor, valid_BT: Tensor | None) -> Tensor:
 
 def last_inputs(x_BTC: Tensor, width: int, state_BCX: Tensor | None, segments_BT: Tensor | None = None) -> Tensor:
     """The state after x: the last W-1 inputs as [B, C, W-1], zero where they are of another segment than the last."""
-    kept = width - 1
-    state_BXC = x_BTC[:, -kept:]
-    if x_BTC.shape[1] < kept:
+    kept, length = width - 1, x_BTC.shape[1]
+    if length == 0 and state_BCX is not None:
+        return state_BCX
+    state_BXC = x_BTC[:, max(length - kept, 0) :]
+    if length < kept:
         if state_BCX is None:
             state_BCX = x_BTC.new_zeros(x_BTC.shape[0], x_BTC.shape[2], kept)
-        state_BXC = torch.cat([state_BCX.to(x_BTC.dtype).transpose(1, 2), x_BTC], 1)[:, -kept:]
-    if segments_BT is not None:
+        state_BXC = torch.cat([state_BCX.to(x_BTC.dtype).transpose(1, 2), x_BTC], 1)[:, length:]
+    if segments_BT is not None and length and kept:
         count = F.pad(_segment_count(segments_BT), (kept, 0))[:, -kept:]
         state_BXC = state_BXC * (count == count[:, -1:]).unsqueeze(-1)
     return state_BXC.transpose(1, 2)

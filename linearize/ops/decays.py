@@ -2,7 +2,7 @@
 
 A token reads another through the decays between them: score[t, s] = Σ_K r_t k_s exp(g_{s+1} + … + g_t). With one decay
 per head that is a matrix of decays times a matrix of products. With one per key channel the decays stand inside the sum
-over K, and there are two ways to the same numbers without a tensor [L, L, K]:
+over K. There are two ways to the same numbers, without a tensor [L, L, K]:
 
 - by factors, exp(total_t - middle) on readers and exp(middle - total_s) on keys, about the middle of the chunk's decay:
   two exponentials per entry, but they grow with the decay, so it must stay within chunks.FACTORED_RANGE;
@@ -21,9 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linearize.ops.chunks import Resets, causal_mask, factored_length, without_overshoot
+from linearize.ops.chunks import Resets, causal_mask, factored_length
 
-SHORT_CHUNK = 8
+# Shorter chunks of factors allow stronger decays, whose gradients then lose digits: at 4 a token 1e-5 of their size.
+SHORT_CHUNK = 16
+# The matrices that halves build up cost more than they save in longer chunks.
+LONGEST_HALVED = 64
 
 
 @dataclass(slots=True)
@@ -59,26 +62,62 @@ def without_decay(readers_BcNJLK: Tensor, k_BcNLK: Tensor) -> Decayed:
 
 
 def per_head(readers_BcNJLK: Tensor, k_BcNLK: Tensor, g_BcNL: Tensor) -> Decayed:
-    """One decay per head; the matrix is masked before the exponential, so that none is too strong."""
-    total = without_overshoot(g_BcNL).cumsum(-1)
-    future = torch.full_like(causal_mask(total, total.shape[-1]), -torch.inf).triu_(1)
-    between = (total.unsqueeze(-1) - total.unsqueeze(-2)).add_(future).exp_()
+    """One decay per head, however strong; L must be a power of two."""
+    decays = head_decays(g_BcNL)
     return Decayed(
-        _products(readers_BcNJLK, k_BcNLK) * between.unsqueeze(3),
-        readers_BcNJLK * total.exp()[:, :, :, None, :, None],
-        k_BcNLK * (total[..., -1:] - total).exp().unsqueeze(-1),
-        total[..., -1].exp()[..., None, None],
+        _products(readers_BcNJLK, k_BcNLK) * decays.between.unsqueeze(3),
+        readers_BcNJLK * decays.since.exp()[:, :, :, None, :, None],
+        k_BcNLK * decays.until.exp().unsqueeze(-1),
+        decays.since[..., -1].exp()[..., None, None],
     )
 
 
-def channel_chunk_length(g_BTNK: Tensor, size: int) -> tuple[int, bool]:
-    """Tokens per chunk, at most ``size``, and whether :func:`by_factors` is safe; if not, :func:`by_halves` is due."""
-    per_chunk, is_factored = factored_length(g_BTNK, size, SHORT_CHUNK)
-    if not is_factored:
-        # Halves need a power of two.
-        longest = 1 << (size.bit_length() - 1)
-        per_chunk = min(longest, 1 << (g_BTNK.shape[1] - 1).bit_length())
-    return per_chunk, is_factored
+@dataclass(slots=True)
+class HeadDecays:
+    """Decays of one number per head and token inside a chunk.
+
+    Attributes:
+        between: [B, c, N, L, L], what is left of token s at token t; 0 for s > t.
+        since: [B, c, N, L], the log of what is left at each token of the state before the chunk.
+        until: the same of each token at the end of the chunk.
+    """
+
+    between: Tensor
+    since: Tensor
+    until: Tensor
+
+
+def head_decays(g_BcNL: Tensor) -> HeadDecays:
+    """All decays of a chunk by halves, as in :func:`by_halves`; L must be a power of two.
+
+    A difference of two cumulative sums would be the same number, but its gradient is a difference too: what weak and
+    strong pairs add to it cancels up to rounding, which is more than all there is where every decay is strong.
+    """
+    between = torch.ones_like(g_BcNL)[..., None, None]
+    since = g_BcNL.unsqueeze(-1)
+    until = torch.zeros_like(since)
+    half, length = 1, g_BcNL.shape[-1]
+    while half < length:
+        since, until, whole, between = (
+            x.unflatten(3, (-1, 2)).unbind(4) for x in (since, until, since[..., -1:], between)
+        )
+        across = since[1].exp().unsqueeze(-1) * until[0].exp().unsqueeze(-2)
+        between = torch.cat([F.pad(between[0], (0, half)), torch.cat([across, between[1]], -1)], -2)
+        since = torch.cat([since[0], since[1] + whole[0]], -1)
+        until = torch.cat([until[0] + whole[1], until[1]], -1)
+        half *= 2
+    return HeadDecays(between.squeeze(3), since.squeeze(3), until.squeeze(3))
+
+
+def chunk_length(g: Tensor, size: int) -> tuple[int, bool]:
+    """Tokens per chunk, at most ``size``, and whether factors are safe; if not, halves are due, a power of two."""
+    per_chunk, is_factored = factored_length(g, size, SHORT_CHUNK)
+    return (per_chunk, True) if is_factored else (halved_length(g.shape[1], min(size, LONGEST_HALVED)), False)
+
+
+def halved_length(length: int, size: int) -> int:
+    """The power of two that covers ``length`` tokens, or else the largest of at most ``size``."""
+    return min(1 << (size.bit_length() - 1), 1 << (length - 1).bit_length())
 
 
 def by_factors(readers_BcNJLK: Tensor, k_BcNLK: Tensor, g_BcNLK: Tensor) -> Decayed:

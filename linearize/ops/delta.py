@@ -24,8 +24,17 @@ import torch
 from torch import Tensor
 
 from linearize.ops.autocast import outside_autocast
-from linearize.ops.chunks import Resets, by_chunk, by_token, check_shapes, even_length, in_dtype, state_dtype
-from linearize.ops.decays import Decayed, by_factors, by_halves, channel_chunk_length, per_head, without_decay
+from linearize.ops.chunks import (
+    Resets,
+    by_chunk,
+    by_token,
+    check_shapes,
+    even_length,
+    in_dtype,
+    state_dtype,
+    without_tokens,
+)
+from linearize.ops.decays import Decayed, by_factors, by_halves, chunk_length, halved_length, per_head, without_decay
 from linearize.ops.gated import repeat_heads
 
 DEFAULT_CHUNK = 32
@@ -60,6 +69,9 @@ def delta_recurrence(
     is_per_channel = g is not None and g.dim() == 4
     per_query_head = {"beta": (beta_BTN, False), "g": (g, is_per_channel)}
     check_shapes(q_BTNK, k_BTMK, v_BTMV, state_BNKV, segments_BT, per_query_head)
+
+    if q_BTNK.shape[1] == 0:
+        return without_tokens(q_BTNK, v_BTMV.shape[3], state_BNKV)
 
     def compute(
         q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None, state: Tensor | None
@@ -106,10 +118,11 @@ def _chunked(
     """All tokens by chunks of equal length: a triangular system inside each, the recurrence from one to the next."""
     length = q.shape[1]
     if g is not None and g.dim() == 4:
-        per_chunk, is_factored = channel_chunk_length(g, size)
+        per_chunk, is_factored = chunk_length(g, size)
         decay: Callable[..., Decayed] = by_factors if is_factored else by_halves
     else:
-        per_chunk, decay = even_length(length, size), per_head
+        per_chunk = even_length(length, size) if g is None else halved_length(length, size)
+        decay = per_head
     chunks = -(-length // per_chunk)
     q, k, v, beta = (by_chunk(tensor, chunks, per_chunk) for tensor in (q, k, v, beta))
     beta = beta.unsqueeze(-1)

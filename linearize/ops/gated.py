@@ -25,13 +25,12 @@ from linearize.ops.chunks import (
     carry_states,
     causal_mask,
     check_shapes,
-    factored_length,
     in_dtype,
     state_dtype,
-    without_overshoot,
+    without_tokens,
 )
+from linearize.ops.decays import chunk_length, head_decays
 
-SHORT_CHUNK = 16
 DEFAULT_CHUNK = 128
 
 
@@ -62,6 +61,9 @@ def gated_recurrence(
     """
     per_head = {"g": (g_BTN, False), "write": (write_BTN, False)}
     check_shapes(q_BTNK, k_BTMK, v_BTMV, state_BNKV, segments_BT, per_head)
+
+    if q_BTNK.shape[1] == 0:
+        return without_tokens(q_BTNK, v_BTMV.shape[3], state_BNKV)
 
     def compute(
         q: Tensor, k: Tensor, v: Tensor, g: Tensor, write: Tensor | None, state: Tensor | None
@@ -134,20 +136,18 @@ def _chunked(
 ) -> tuple[Tensor, Tensor]:
     """All tokens by chunks of equal length: a quadratic form inside each, the recurrence from one to the next."""
     length = q.shape[1]
-    # Decays too strong for the shortest chunk get the matrix.
-    per_chunk, is_factored = factored_length(g, size, SHORT_CHUNK)
+    per_chunk, is_factored = chunk_length(g, size)
     chunks = -(-length // per_chunk)
     q, k, v, g = (by_chunk(tensor, chunks, per_chunk) for tensor in (q, k, v, g))
     if write is not None:
         write = by_chunk(write, chunks, per_chunk)
-    total_BcNL = without_overshoot(g).cumsum(-1)
     resets = None if segments is None else Resets.of(segments, chunks, per_chunk)
-    inside = (_inside_factored if is_factored else _inside_by_matrix)(q, k, v, total_BcNL, write, resets)
+    inside = (_inside_factored if is_factored else _inside_by_matrix)(q, k, v, g, write, resets)
 
     added_BcNKV = _added(inside.k, inside.to_end, v)
     if chunks == 1 and state is None:
         return by_token(inside.y, length), added_BcNKV[:, 0]
-    carry_BcN = total_BcNL[..., -1].exp()
+    carry_BcN = inside.total_BcN.exp()
     if resets is not None:
         carry_BcN = carry_BcN * resets.whole_Bc.unsqueeze(-1)
     if state is None:
@@ -166,6 +166,7 @@ class _Inside:
         q, k: [B, c, N, L, K], perhaps scaled; k with the write strength.
         from_start: [B, c, N, L or 1], what ``q`` lacks to read the state before the chunk.
         to_end: [B, c, N, L or 1], what ``k`` lacks to write into the state after the chunk.
+        total_BcN: the log of what is left of the state before the chunk after it.
     """
 
     y: Tensor
@@ -173,12 +174,14 @@ class _Inside:
     k: Tensor
     from_start: Tensor
     to_end: Tensor
+    total_BcN: Tensor
 
 
 def _inside_factored(
-    q: Tensor, k: Tensor, v: Tensor, total: Tensor, write: Tensor | None, resets: Resets | None
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, write: Tensor | None, resets: Resets | None
 ) -> _Inside:
     """The decay from s to t as exp(total_t - middle) on q times exp(middle - total_s) on k: no matrix of decays."""
+    total = g.cumsum(-1)
     middle = total[..., -1:] / 2
     q = q * (total - middle).exp().unsqueeze(-1)
     factor = (middle - total).exp()
@@ -189,24 +192,23 @@ def _inside_factored(
         mask = mask * resets.same_BcLL.unsqueeze(2)
         from_start = from_start * resets.from_start_BcL.unsqueeze(2)
         to_end = to_end * resets.to_end_BcL.unsqueeze(2)
-    return _Inside(_MaskedProduct.apply(q, k, v, mask), q, k, from_start, to_end)
+    return _Inside(_MaskedProduct.apply(q, k, v, mask), q, k, from_start, to_end, total[..., -1])
 
 
 def _inside_by_matrix(
-    q: Tensor, k: Tensor, v: Tensor, total: Tensor, write: Tensor | None, resets: Resets | None
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, write: Tensor | None, resets: Resets | None
 ) -> _Inside:
-    """The decays between all pairs as a matrix, masked before the exponential, so that none is too strong."""
-    k = _scale_heads(k, torch.ones_like(total) if write is None else write)
-    future = torch.full_like(causal_mask(total, total.shape[-1]), -torch.inf).triu_(1)
-    decay = (total.unsqueeze(-1) - total.unsqueeze(-2)).add_(future).exp_()
-    from_start, to_end = total.exp(), (total[..., -1:] - total).exp()
+    """The decays between all pairs as a matrix, however strong."""
+    k = _scale_heads(k, torch.ones_like(g) if write is None else write)
+    decays = head_decays(g)
+    between, from_start, to_end = decays.between, decays.since.exp(), decays.until.exp()
     if resets is not None:
-        decay = decay * resets.same_BcLL.unsqueeze(2)
+        between = between * resets.same_BcLL.unsqueeze(2)
         from_start = from_start * resets.from_start_BcL.unsqueeze(2)
         to_end = to_end * resets.to_end_BcL.unsqueeze(2)
-    scores = q @ k.transpose(-1, -2) * decay
+    scores = q @ k.transpose(-1, -2) * between
     shared = scores.view(*v.shape[:3], -1, v.shape[3])
-    return _Inside((shared @ v).view(*q.shape[:4], -1), q, k, from_start, to_end)
+    return _Inside((shared @ v).view(*q.shape[:4], -1), q, k, from_start, to_end, decays.since[..., -1])
 
 
 class _MaskedProduct(torch.autograd.Function):

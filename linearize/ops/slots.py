@@ -20,7 +20,7 @@ from torch import Tensor
 from linearize.ops.autocast import outside_autocast
 from linearize.ops.channel_gated import channel_gated_recurrence
 from linearize.ops.chunks import Resets, by_chunk, by_token, carry_states, causal_mask, in_dtype, state_dtype
-from linearize.ops.decays import channel_chunk_length
+from linearize.ops.decays import chunk_length
 from linearize.ops.gated import repeat_heads
 
 DEFAULT_CHUNK = 32
@@ -53,6 +53,8 @@ def slot_attention(
         ValueError: shapes that do not fit together; the text names them.
     """
     _check_shapes(q_BTNK, k_BTMK, v_BTMV, write_BTMS, g_BTMS, slot_keys_BMKS, slot_values_BMSV, segments_BT)
+    if q_BTNK.shape[1] == 0:
+        return _without_tokens(q_BTNK, v_BTMV, g_BTMS, slot_keys_BMKS, slot_values_BMSV)
     heads, shared_by = q_BTNK.shape[2], q_BTNK.shape[2] // k_BTMK.shape[2]
     write_BTNS, g_BTNS = repeat_heads(write_BTMS, heads, 2), repeat_heads(g_BTMS, heads, 2)
     keys_BNKS = None if slot_keys_BMKS is None else repeat_heads(slot_keys_BMKS, heads, 1)
@@ -66,6 +68,19 @@ def slot_attention(
     )  # fmt: skip
     # Query heads that share keys and values have the same slots.
     return y_BTNV.to(q_BTNK.dtype), keys_BNKS[:, ::shared_by], values_BNSV[:, ::shared_by]
+
+
+def _without_tokens(
+    q_B0NK: Tensor, v_B0MV: Tensor, g_B0MS: Tensor, keys_BMKS: Tensor | None, values_BMSV: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """An output of no token and the slots as they were, or empty."""
+    batch, _, heads, key_dim = q_B0NK.shape
+    groups, slots, value_dim, dtype = g_B0MS.shape[2], g_B0MS.shape[3], v_B0MV.shape[3], state_dtype(q_B0NK)
+    if keys_BMKS is None:
+        keys_BMKS = q_B0NK.new_zeros(batch, groups, key_dim, slots, dtype=dtype)
+    if values_BMSV is None:
+        values_BMSV = q_B0NK.new_zeros(batch, groups, slots, value_dim, dtype=dtype)
+    return q_B0NK.new_zeros(batch, 0, heads, value_dim), keys_BMKS, values_BMSV
 
 
 def _check_shapes(
@@ -91,8 +106,6 @@ def _check_shapes(
     for name, (tensor, shape) in due.items():
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; with q {tuple(q_BTNK.shape)} it must be {shape}")
-    if length == 0:
-        raise ValueError("slot attention needs at least one token; q has none")
     if heads % groups:
         raise ValueError(f"{heads} query heads cannot share {groups} key-value heads evenly")
 
@@ -120,7 +133,7 @@ def _chunked(
 ) -> tuple[Tensor, Tensor]:
     """All tokens by chunks of equal length: a quadratic form inside each, the recurrence from one to the next."""
     length = q.shape[1]
-    per_chunk, is_factored = channel_chunk_length(g, size)
+    per_chunk, is_factored = chunk_length(g, size)
     chunks = -(-length // per_chunk)
     q, k, write, g = (by_chunk(tensor, chunks, per_chunk) for tensor in (q, k, write, g))
     products = q @ k.transpose(-1, -2) * causal_mask(q, per_chunk)

@@ -25,7 +25,7 @@ def grouped(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, activation: 
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 9, 65])
-@pytest.mark.parametrize("width", [2, 3, 4])
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
 @pytest.mark.parametrize("activation", ["silu", "identity"])
 def test_values_and_every_gradient_equal_the_grouped_convolution(length: int, width: int, activation: str) -> None:
     x, weight, bias, state = leaves = draw(length, width)

@@ -17,13 +17,13 @@ from pydantic import ValidationError
 from linearize.errors import CheckpointError, RecipeError
 from linearize.files.run_folder import RUNS, RunFolder, disk_errors, is_first_process
 from linearize.pipeline.display import Display, SilentDisplay
-from linearize.plan.check import caveats_of, check_draft
+from linearize.plan.check import caveats_of, check_recipe
 from linearize.plan.plan import CheckedRecipe
+from linearize.plugin.components import ResolvedComponent, read_options
 from linearize.plugin.discovery import Plugins
 from linearize.plugin.problems import describe_validation
 from linearize.plugin.specs import FormatSpec, TeacherSpec
 from linearize.protocols import TeacherAdapter
-from linearize.recipe.load import draft_recipe
 from linearize.recipe.toml import to_inline
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def load_teacher(
     *,
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "cpu",
+    plugins: Plugins | None = None,
     **options: Any,
 ) -> Teacher:
     """The teacher that a recipe's ``[teacher]`` table with the same keys describes.
@@ -65,25 +66,27 @@ def load_teacher(
         type: name of a registered teacher, such as "hovle".
         checkpoint: what that teacher takes as a checkpoint: a folder, a hub id; None for its default.
         dtype: of the weights.
+        plugins: where the teacher is registered; None: those that are installed.
         options: other keys of the teacher's table.
 
     Raises:
         UnknownNameError: no installed plug-in brings such a teacher.
         RecipeError: an option is unknown or has a wrong value.
         CheckpointError: the checkpoint cannot be read.
+        PluginFault: the plug-in fails in a way that it does not announce.
     """
     import torch
 
-    plugins = Plugins.discover()
+    plugins = plugins or Plugins.discover()
     spec = plugins.registry.get(TeacherSpec, type, plugins.failures_hint())
     if checkpoint is not None:
         options["checkpoint"] = str(checkpoint)
     config_class = spec.config_class()
     try:
-        config = config_class.model_validate(options)
+        config = read_options(config_class, options, plugins)
     except ValidationError as error:
         raise RecipeError(f"load_teacher('{type}')", describe_validation(error, config_class)) from None
-    adapter: TeacherAdapter = spec.builder()(config)
+    adapter: TeacherAdapter = ResolvedComponent(spec, config, plugins.registry.owner(spec)).build()
     for caveat in caveats_of(adapter):
         warnings.warn(caveat, stacklevel=2)
     model = adapter.load(dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype, device=device)
@@ -91,12 +94,17 @@ def load_teacher(
 
 
 def load_student(
-    folder: str | Path, *, dtype: str | torch.dtype | None = None, device: str | torch.device = "cpu"
+    folder: str | Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    plugins: Plugins | None = None,
 ) -> Any:
     """The student in a folder: one that linearize saved, or one in a published format that a plug-in reads.
 
     Args:
         dtype: of the weights; None as they are stored.
+        plugins: where its mixers, its teacher or its format are registered; None: those that are installed.
 
     Returns:
         A transformers model in eval mode.
@@ -111,20 +119,28 @@ def load_student(
 
     path = Path(folder)
     wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    published = _published_format(path)
+    plugins = plugins or Plugins.discover()
+    published = _published_format(path, plugins)
     if published is None:
         return modeling.load_student(path, dtype=wanted, device=device)
-    model = published.builder()(published.config_class()()).read(path)
+    reader = ResolvedComponent(published, published.config_class()(), plugins.registry.owner(published))
+    model = reader.build().read(path)
     return model.to(device=device, dtype=wanted).eval()
 
 
-def check(recipe: str | Path | Mapping[str, Any], overrides: Overrides = ()) -> CheckedRecipe:
+def check(
+    recipe: str | Path | Mapping[str, Any], overrides: Overrides = (), *, plugins: Plugins | None = None
+) -> CheckedRecipe:
     """Checks all of a recipe that can be known without loading a weight.
+
+    Args:
+        plugins: where its components are registered, such as ``Plugins.discover()`` to which more was added in code;
+            None: those that are installed.
 
     Raises:
         RecipeError: with every problem at once, by TOML path.
     """
-    return check_draft(draft_recipe(recipe, override_texts(overrides), Plugins.discover()))
+    return check_recipe(recipe, override_texts(overrides), plugins or Plugins.discover())
 
 
 def run(
@@ -133,6 +149,7 @@ def run(
     *,
     fresh: bool = False,
     display: Display | None = None,
+    plugins: Plugins | None = None,
 ) -> RunResult:
     """Runs a recipe to its end, or goes on where an earlier process stopped: seed, distil, evaluate, save, report.
 
@@ -141,6 +158,7 @@ def run(
         overrides: keys to change, each typed and checked.
         fresh: start over; an existing run folder is kept beside under another name.
         display: who is told; None prints nothing.
+        plugins: as for ``check``.
 
     Returns:
         The run folder, below ``runs/`` of the current directory, and the content of its report/results.json.
@@ -149,7 +167,7 @@ def run(
         RecipeError: the recipe has problems; lists them all, and nothing was loaded yet.
         LinearizeError: anything else that the caller can put right; its text says how.
     """
-    checked = check(recipe, overrides)
+    checked = check(recipe, overrides, plugins=plugins)
     shown: Display = SilentDisplay() if display is None or not is_first_process() else display
     folder = RunFolder(RUNS / checked.recipe.recipe.run.name)
     if fresh and folder.path.exists() and is_first_process():
@@ -178,8 +196,9 @@ def compare(
 ) -> ComparisonResult:
     """Runs a recipe in several variants, or goes on where an earlier process stopped, and compares what they found.
 
-    Every cell and seed is a run in a process of its own; finished ones are reused, and one that fails is told and
-    leaves the others alone. The page is report/index.html in the result's folder.
+    Every cell and seed is a run in a process of its own, with the plug-ins that are installed; finished ones are
+    reused, and one that fails is told and leaves the others alone. The page is report/index.html in the result's
+    folder.
 
     Args:
         recipe: a TOML file, or the same tables as a mapping; its ``[compare]`` table says what is varied.
@@ -232,7 +251,7 @@ def override_texts(overrides: Overrides) -> list[str]:
     return list(overrides)
 
 
-def _published_format(folder: Path) -> FormatSpec | None:
+def _published_format(folder: Path, plugins: Plugins) -> FormatSpec | None:
     """The format that reads the folder; None where it is linearize's own."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -244,5 +263,5 @@ def _published_format(folder: Path) -> FormatSpec | None:
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / 'config.json'} is no readable model configuration: {error!r}") from error
-    formats = Plugins.discover().registry.all(FormatSpec)
+    formats = plugins.registry.all(FormatSpec)
     return next((spec for spec in formats if model_type in spec.model_types), None)

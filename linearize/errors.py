@@ -128,6 +128,12 @@ class BackendError(LinearizeError):
     code = "backend"
 
 
+def entry_name(entry: Any) -> str:
+    """The name of a list's entry, such as a stage's; "" where it has none."""
+    name = entry.get("name") if isinstance(entry, dict) else None
+    return name if isinstance(name, str) else ""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A suggestion such as " Did you mean 'mamba2'?", or an empty string when nothing is near."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

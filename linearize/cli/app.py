@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.table import Table
 from linearize._version import __version__
 from linearize.errors import TRACEBACK_VARIABLE, LinearizeError
 from linearize.pipeline.display import ConsoleDisplay, make_console
+from linearize.pipeline.quiet import hide_weight_bars, quieten_libraries
 
 if TYPE_CHECKING:
     from linearize.plugin.discovery import PluginRecord
@@ -70,7 +70,7 @@ def run(
     """Seed, distil, evaluate, save and report. Killed? The same command goes on where it stopped."""
     with _user_errors(how_to_go_on="Type the same command to go on from the last checkpoint."):
         quieten_libraries()
-        _hide_weight_bars()
+        hide_weight_bars()
         from linearize import api
 
         api.run(recipe, overrides or (), fresh=fresh, display=ConsoleDisplay())
@@ -119,7 +119,7 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Say everything that is wrong with a recipe, without loading a weight."""
     with _short_lived(), _user_errors():
         quieten_libraries()
-        _hide_weight_bars()
+        hide_weight_bars()
         from linearize import api
 
         checked = api.check(recipe, overrides or ())
@@ -135,7 +135,7 @@ def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Show what a recipe would do: sites, parameters trained per stage, tokens, memory. Loads no weight."""
     with _short_lived(), _user_errors():
         quieten_libraries()
-        _hide_weight_bars()
+        hide_weight_bars()
         from linearize import api
 
         checked = api.check(recipe, overrides or ()).with_tokens()
@@ -263,24 +263,3 @@ def _user_errors(how_to_go_on: str = "") -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo(f"\nInterrupted. {how_to_go_on}".rstrip(), err=True)
         raise typer.Exit(INTERRUPTED) from None
-
-
-def quieten_libraries() -> None:
-    """Keeps other libraries' advice and bars out of the output; an environment that says otherwise wins.
-
-    linearize's own warnings go through the display or the logger "linearize", which this leaves alone.
-    """
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for module in ("transformers", "torch", "accelerate", "fla", "mamba_ssm", "triton"):
-        warnings.filterwarnings("ignore", module=rf"{module}(\.|$)")
-
-
-def _hide_weight_bars() -> None:
-    """Hides transformers' bars over weight files, which would break into ours; downloads keep theirs."""
-    from huggingface_hub.utils.tqdm import enable_progress_bars
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    enable_progress_bars()

@@ -12,14 +12,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from linearize.comparison.options import CellTable, CompareTable
 from linearize.errors import Problem, RecipeError
-from linearize.plan.check import check_draft
+from linearize.plan.check import check_recipe
 from linearize.plan.plan import CheckedRecipe
 from linearize.plugin.discovery import Plugins
 from linearize.plugin.problems import describe_validation
 from linearize.plugin.tables import Table
-from linearize.recipe.load import draft_recipe, read_source
+from linearize.recipe.compare_table import CellTable, CompareTable
+from linearize.recipe.load import read_source
 from linearize.recipe.toml import apply_override, to_inline
 
 Changes = tuple[tuple[str, Any], ...]
@@ -103,6 +103,8 @@ def plan_comparison(
     overrides: Sequence[str] = (),
     mixers: Sequence[str] | None = None,
     seeds: int | None = None,
+    *,
+    plugins: Plugins | None = None,
 ) -> Comparison:
     """The comparison that a recipe's ``[compare]`` table and the arguments describe.
 
@@ -110,6 +112,7 @@ def plan_comparison(
         overrides: of the recipe that all cells start from; keys of ``compare`` too.
         mixers: alternatives of student.mixer.type, instead of the table's; None leaves those.
         seeds: instead of the table's.
+        plugins: where components are registered; None: those that are installed, as they are for the runs.
 
     Raises:
         RecipeError: with every problem of the table and of every cell.
@@ -119,13 +122,13 @@ def plan_comparison(
         apply_override(tables, override)
     options, variants = _variants(name, tables.pop(TABLE, {}), mixers, seeds)
     others = [override for override in overrides if not _is_of_comparison(override)]
-    plugins = Plugins.discover()
+    plugins = plugins or Plugins.discover()
     found: dict[str, CheckedRecipe] = {}
     problems: dict[str, Sequence[Problem]] = {}
     for cell, changes in variants.items():
         try:
             texts = [*others, *(f"{path}={to_inline(value)}" for path, value in changes)]
-            found[cell] = check_draft(draft_recipe(tables, texts, plugins))
+            found[cell] = check_recipe(tables, texts, plugins)
             if not found[cell].recipe.recipe.evaluate.benchmarks:
                 problems[cell] = [
                     Problem("evaluate.benchmarks", "is empty; a comparison needs questions to compare by", code="empty")

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from linearize.api import check
 from linearize.evaluate.answers import pad_id
 from linearize.evaluate.modes import inference
 from linearize.evaluate.runner import list_questions
 from linearize.pipeline.run import load_teacher_model, make_accelerator
+from linearize.plan.check import check_recipe
+from linearize.plugin.discovery import Plugins
 from linearize.student.modeling import load_student
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def measure_decoding(
         teacher, and students by name, each with ms (the median) and ms_by_round; failed, a text for each student that
         could not be measured; prompts, prompt_tokens (mean length), new_tokens.
     """
-    checked = check(tables)
+    checked = check_recipe(tables, (), Plugins.discover())
     recipe, adapter = checked.recipe, checked.adapter
     device = make_accelerator(recipe).device
     dtype = getattr(torch, recipe.recipe.run.dtype)

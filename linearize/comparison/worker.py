@@ -35,12 +35,13 @@ def main() -> None:
 
 
 def _run(job: dict[str, Any]) -> None:
-    from linearize.api import check
     from linearize.files.run_folder import RunFolder
     from linearize.pipeline.run import run_pipeline
+    from linearize.plan.check import check_recipe
+    from linearize.plugin.discovery import Plugins
 
     display = ConsoleDisplay(brief=True)
-    checked = check(job["tables"])
+    checked = check_recipe(job["tables"], (), Plugins.discover())
     try:
         run_pipeline(
             checked.recipe, checked.adapter, checked.plan, RunFolder(Path(job["folder"])), display,
@@ -74,7 +75,7 @@ def _die_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    from linearize.cli.app import quieten_libraries
+    from linearize.pipeline.quiet import quieten_libraries
 
     quieten_libraries()
     main()

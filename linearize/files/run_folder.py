@@ -10,20 +10,26 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError
 
-from linearize.errors import RunError
+from linearize.errors import RunError, entry_name
 from linearize.files.whole_file import write_text
-from linearize.plugin.problems import entry_name
-from linearize.recipe.load import LoadedRecipe
 
 RUNS = Path("runs")
 COMPARISON = "comparison.json"
 """The file that makes a folder a comparison's."""
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM})
 """What a person can put right: no room, no permission."""
+
+
+class ResolvedRecipe(Protocol):
+    """A recipe with every default written out."""
+
+    def to_toml(self) -> str:
+        """Its text."""
+        ...
 
 
 class RunFolder:
@@ -62,7 +68,7 @@ class RunFolder:
                 ) from None
             yield
 
-    def claim(self, recipe: LoadedRecipe) -> None:
+    def claim(self, recipe: ResolvedRecipe) -> None:
         """Writes the resolved recipe, or makes sure that the folder's is the same.
 
         Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence, Set
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from linearize.errors import PluginFault
@@ -11,13 +12,23 @@ from linearize.plan.mixers import SiteMixers, group_sites
 from linearize.plan.plan import CheckedRecipe, Plan, StagePlan
 from linearize.plan.roles import asked_roles, check_roles_of_stand_in, select_parameters
 from linearize.plan.trials import try_benchmark, try_data
+from linearize.plugin.discovery import Plugins
 from linearize.protocols import AttentionSite, Layout, TeacherAdapter
-from linearize.recipe.load import MIXER, Draft, finish_draft, site_mixer_path
+from linearize.recipe.load import MIXER, Draft, draft_recipe, finish_draft, site_mixer_path
 from linearize.recipe.model import RunTable
 from linearize.recipe.site_ranges import site_ranges
 
 if TYPE_CHECKING:
     from linearize.plugin.components import ResolvedComponent
+
+
+def check_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str], plugins: Plugins) -> CheckedRecipe:
+    """Checks all of a recipe that can be known without loading a weight.
+
+    Raises:
+        RecipeError: with every problem at once, by TOML path.
+    """
+    return check_draft(draft_recipe(source, overrides, plugins))
 
 
 def check_draft(draft: Draft) -> CheckedRecipe:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
-from linearize.errors import Problem, did_you_mean
+from linearize.errors import Problem, did_you_mean, entry_name
 
 DESCRIBED = "described"
 """Type of an error whose message is complete: a component inside the options of another has described it."""
@@ -53,12 +53,6 @@ def named_path(path: str, tables: Any) -> str:
             here = here.get(key) if isinstance(here, dict) else None
             keys.append(key)
     return ".".join(keys)
-
-
-def entry_name(entry: Any) -> str:
-    """The name of a list's entry, such as a stage's; "" where it has none."""
-    name = entry.get("name") if isinstance(entry, dict) else None
-    return name if isinstance(name, str) else ""
 
 
 def find_problems(error: ValidationError, model: type[BaseModel], also: Sequence[str] = ()) -> Iterator[Finding]:

@@ -60,6 +60,7 @@ class Draft:
 
     name: str
     tables: Table
+    plugins: Plugins
     problems: list[Problem] = field(default_factory=list)
     components: dict[str, ResolvedComponent] = field(default_factory=dict)
     spared: dict[str, ResolvedComponent] = field(default_factory=dict)
@@ -96,11 +97,17 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class LoadedRecipe:
-    """A recipe without problems; ``components`` by TOML path, such as "student.mixer" or "stages.0.objective"."""
+    """A recipe without problems.
+
+    Attributes:
+        components: by TOML path, such as "student.mixer" or "stages.0.objective".
+        plugins: where they are registered; what is made of the recipe later is looked up there.
+    """
 
     name: str
     recipe: Recipe
     components: Mapping[str, ResolvedComponent]
+    plugins: Plugins = field(compare=False, repr=False)
 
     def tables(self) -> Table:
         """The resolved recipe as plain tables: every default written out, `schedule` expanded into `stages`."""
@@ -128,21 +135,21 @@ def draft_recipe(source: Path | str | Mapping[str, Any], overrides: Sequence[str
         RecipeError: the file cannot be read.
     """
     name, tables = read_source(source)
-    draft = Draft(name, tables)
+    draft = Draft(name, tables, plugins)
     if tables.pop("compare", None) is not None:
         draft.tell(
             "compare", "describes many runs; `linearize compare` runs them, and this takes a single one", code="one_run"
         )
     _override(draft, filter(_is_of_schedule, overrides))
-    _expand_schedule(draft, plugins)
+    _expand_schedule(draft)
     _override(draft, itertools.filterfalse(_is_of_schedule, overrides))
     _check_core_tables(draft)
     for path, table, kind in _component_tables(draft.tables):
-        resolved = _resolve_component(draft, path, table, kind, plugins)
+        resolved = _resolve_component(draft, path, table, kind)
         if resolved is not None:
             draft.components[path] = resolved
     for path, table in _site_mixer_tables(draft):
-        resolved = _resolve_component(draft, path, table, MixerSpec, plugins)
+        resolved = _resolve_component(draft, path, table, MixerSpec)
         if resolved is not None:
             draft.components[path] = resolved
     return draft
@@ -167,7 +174,7 @@ def finish_draft(draft: Draft) -> LoadedRecipe:
     """
     draft.raise_problems()
     assert draft.recipe is not None
-    return LoadedRecipe(draft.name, draft.recipe, draft.components)
+    return LoadedRecipe(draft.name, draft.recipe, draft.components, draft.plugins)
 
 
 def load_recipe(source: Path | str | Mapping[str, Any], overrides: Sequence[str], plugins: Plugins) -> LoadedRecipe:
@@ -197,11 +204,11 @@ def _is_of_schedule(override: str) -> bool:
     return override.partition("=")[0].strip().split(".")[0] == "schedule"
 
 
-def _expand_schedule(draft: Draft, plugins: Plugins) -> None:
+def _expand_schedule(draft: Draft) -> None:
     table = draft.tables.get("schedule")
     if not isinstance(table, dict):
         return
-    resolved = _resolve_component(draft, "schedule", table, ScheduleSpec, plugins)
+    resolved = _resolve_component(draft, "schedule", table, ScheduleSpec)
     if resolved is None:
         # Its problem is in the draft; the stages that it would have made are not missing on top of that.
         draft.tables.setdefault("stages", [])
@@ -276,9 +283,8 @@ def _listed_components(items: Any, path: str, key: str, kind: type[Spec]) -> Ite
             yield f"{path}.{number}.{key}", table, kind
 
 
-def _resolve_component(
-    draft: Draft, path: str, table: Table, kind: type[Spec], plugins: Plugins
-) -> ResolvedComponent | None:
+def _resolve_component(draft: Draft, path: str, table: Table, kind: type[Spec]) -> ResolvedComponent | None:
+    plugins = draft.plugins
     if not isinstance(table.get("type"), str):
         if kind is ScheduleSpec:
             draft.tell(f"{path}.type", "is required", code="missing")

@@ -16,10 +16,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from linearize.comparison.options import CompareTable
 from linearize.plugin.components import ComponentOf
 from linearize.plugin.discovery import Plugins
 from linearize.plugin.specs import KINDS, FormatSpec, Spec
+from linearize.recipe.compare_table import CompareTable
 from linearize.recipe.model import Component, Recipe
 from linearize.recipe.toml import to_inline
 

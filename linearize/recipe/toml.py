@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from linearize.errors import Problem, RecipeError, did_you_mean
-from linearize.plugin.problems import entry_name
+from linearize.errors import Problem, RecipeError, did_you_mean, entry_name
 from linearize.plugin.tables import Table, merge
 from linearize.recipe.toml_fault import describe_fault
 

@@ -93,7 +93,7 @@ class LayerMse:
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The site's loss, which counts as ``num_counted`` tokens also where a tower runs over patches, not tokens."""
         valid_BT = None if self.config.tokens == "all" else capture.valid_BT
-        y_BTNV, _ = mixer(capture.x_BTD, valid_BT=valid_BT, position=capture.position)
+        y_BTNV, _ = mixer(capture.x_BTD, valid_BT=valid_BT, position=capture.position, segments_BT=capture.segments_BT)
         counted_BT = every_token(capture.x_BTD) if valid_BT is None else valid_BT
         prediction_PX = project(y_BTNV.flatten(2)[counted_BT])
         target_PX = project(capture.target_BTNV.flatten(2)[counted_BT]).detach()

@@ -30,6 +30,7 @@ from linearize.plugin.specs import load_target
 from linearize.student.consistency import fp32_parameters, set_dtypes, set_ties
 from linearize.student.convert import convert, linearized_sites, release_teacher
 from linearize.student.description import build_mixers, read_description
+from linearize.student.generation import with_stateful_generation
 from linearize.student.remote_code import MODEL_MODULE, write_model_code
 
 MODEL_TYPE_PREFIX = "linearize_"
@@ -133,7 +134,7 @@ def _config_class(base: Any, target: str) -> Any:
 
 
 def _model_class(base: Any, config_type: Any, target: str) -> Any:
-    class Student(base):
+    class Student(with_stateful_generation(base)):  # type: ignore[misc]
         """The base model with mixers in its linear sites."""
 
         config_class = config_type

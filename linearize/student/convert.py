@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from torch import nn
 
 from linearize.protocols import AttentionSite
+from linearize.student.entrance import watch
+from linearize.student.generation import generate_from_states
 from linearize.student.site import LinearizedAttention, Observer
+from linearize.student.site import linearized_sites as linearized_sites
 
 _SITES = "linearize_sites"
 
@@ -35,6 +38,8 @@ def convert(model: nn.Module, sites: Sequence[AttentionSite], mixers: Mapping[in
             slot.mixer.requires_grad_(True)
         replace_module(model, slot.site.path, slot)
     setattr(model, _SITES, tuple(sites))
+    watch(model, sites, slots)
+    generate_from_states(model)
 
 
 def converted_sites(model: nn.Module) -> tuple[AttentionSite, ...]:
@@ -49,12 +54,6 @@ def converted_sites(model: nn.Module) -> tuple[AttentionSite, ...]:
             f"this {type(model).__name__} is not a student: linearize.student.convert.convert was not called on it"
         )
     return sites
-
-
-def linearized_sites(model: nn.Module) -> list[LinearizedAttention]:
-    """Every converted site, by index; after ``release_teacher`` only the linear ones are left."""
-    found = [module for module in model.modules() if isinstance(module, LinearizedAttention)]
-    return sorted(found, key=lambda slot: slot.site.index)
 
 
 def set_linear(model: nn.Module, indices: Collection[int]) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from linearize.protocols import AttentionSite
+from linearize.student.entrance import SEGMENTS, Told
 from linearize.student.state import state_layer, token_validity
 
 
@@ -25,6 +26,7 @@ class SiteCapture:
         target_BTNV: its output per head, before the output projection.
         valid_BT: bool, False at pads; None where all tokens are real.
         position: cos and sin of the rotary embedding as the decoder passes them; None without one.
+        segments_BT: int64, changing where a packed document begins; None where a row is one document.
     """
 
     site: AttentionSite
@@ -32,6 +34,7 @@ class SiteCapture:
     target_BTNV: Tensor
     valid_BT: Tensor | None
     position: tuple[Tensor, Tensor] | None
+    segments_BT: Tensor | None = None
 
 
 def rotary_angles(position: Any) -> tuple[Tensor, Tensor] | None:
@@ -65,6 +68,7 @@ class LinearizedAttention(nn.Module):
         linear: whether the student route runs the mixer.
         runs_teacher: whether the teacher route is on; ``convert.teacher_route`` sets it.
         observer: called in the teacher route with what was captured and the mixer; turns gradients on if it wants any.
+        told: where documents begin, while a call of the model runs that says so; see ``entrance``.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class LinearizedAttention(nn.Module):
         self.linear = mixer is not None
         self.runs_teacher = False
         self.observer: Observer | None = None
+        self.told: Told | None = None
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """The attention's output [B, T, D], and its attention weights where it returns them.
@@ -108,15 +113,16 @@ class LinearizedAttention(nn.Module):
         assert self.mixer is not None  # set_linear lets no site without a mixer become linear
         cache = kwargs.get(self.site.cache_argument)
         slot = None if cache is None else state_layer(cache, self.site.cache_index)
-        num_tokens = x_BTD.shape[1]
+        valid_BT = self.validity(x_BTD, kwargs, 0 if slot is None else slot.progress.seen)
         y_BTNV, state = self.mixer(
             x_BTD,
-            valid_BT=self.validity(x_BTD, kwargs, 0 if slot is None else slot.seen),
+            valid_BT=valid_BT,
             position=self._position(kwargs),
-            state=slot.states if slot is not None and slot.seen else None,
+            segments_BT=self._segments(x_BTD, kwargs),
+            state=None if slot is None or slot.is_empty else slot.states,
         )
         if slot is not None:
-            slot.put(num_tokens, state)
+            slot.put(x_BTD.shape[1], state, valid_BT)
         # A mixer may keep its recurrence in fp32; the projection works in the dtype of the residual stream.
         output_BTD: Tensor = self.o_proj(y_BTNV.flatten(-2).to(x_BTD.dtype))
         return output_BTD
@@ -125,6 +131,7 @@ class LinearizedAttention(nn.Module):
         assert self.mixer is not None  # observe() takes only sites with a mixer
         cache = kwargs.get(self.site.cache_argument)
         valid_BT = self.validity(x_BTD, kwargs, 0 if cache is None else cache.get_seq_length(self.site.cache_index))
+        segments_BT = self._segments(x_BTD, kwargs)
         projected: list[Tensor] = []
         handle = self.o_proj.register_forward_pre_hook(lambda _, inputs: projected.append(inputs[0].detach()))
         try:
@@ -143,6 +150,7 @@ class LinearizedAttention(nn.Module):
                 target_BTNV=projected[0].unflatten(-1, (self.site.num_heads, self.site.value_dim)),
                 valid_BT=valid_BT,
                 position=self._position(kwargs),
+                segments_BT=segments_BT,
             ),
             self.mixer,
         )
@@ -151,7 +159,17 @@ class LinearizedAttention(nn.Module):
     def _position(self, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
         return rotary_angles(kwargs.get("position_embeddings")) if self.site.has_rope else None
 
-    def validity(self, x_BTD: Tensor, kwargs: Mapping[str, Any], seen: int = 0) -> Tensor | None:
+    def _segments(self, x_BTD: Tensor, kwargs: Mapping[str, Any]) -> Tensor | None:
+        keyword: Tensor | None = kwargs.get(SEGMENTS)
+        return keyword if self.told is None else self.told.at(x_BTD, keyword, self.site)
+
+    def validity(self, x_BTD: Tensor, kwargs: Mapping[str, Any], seen: int | Tensor = 0) -> Tensor | None:
         """[B, T] bool, False at pads, from the mask that the decoder passed; None where all tokens are real."""
         valid_BT = token_validity(kwargs.get("attention_mask"), x_BTD.shape[1], seen)
         return None if valid_BT is None else valid_BT.expand(x_BTD.shape[0], -1)
+
+
+def linearized_sites(model: nn.Module) -> list[LinearizedAttention]:
+    """Every converted site, by index; after ``release_teacher`` only the linear ones are left."""
+    found = [module for module in model.modules() if isinstance(module, LinearizedAttention)]
+    return sorted(found, key=lambda slot: slot.site.index)

@@ -5,17 +5,34 @@ decoder bodies ask for, it loses the state of mixers without a convolution, and 
 The slot of a linear site is therefore swapped for a ``RecurrentStateLayer`` when the site first runs; the model's
 configuration keeps the layer types of its teacher.
 
-Letters: B batch, T tokens of this call, S tokens that the attention mask covers.
+Letters: B batch, T tokens of this call, S tokens that the attention mask covers, and S' those that it has rows for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, StaticLayer
+
+CACHE_ARGUMENTS = ("past_key_values", "cache")
+"""What transformers calls the cache among a model's arguments: the second name from release 5.24 on."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """How many tokens a slot has seen.
+
+    Attributes:
+        seen: pads included; a number, or in a cache of fixed size a tensor of no dimension.
+        real_B: those of each row that were no pads, int64; None where there was no pad yet.
+    """
+
+    seen: Any = 0
+    real_B: Tensor | None = None
 
 
 class RecurrentStateLayer(CacheLayerMixin):
@@ -25,7 +42,13 @@ class RecurrentStateLayer(CacheLayerMixin):
     the slot as a whole has none.
 
     It counts every token, pads included, because decoder bodies derive positions and mask sizes from the first slot
-    that tells its length, and masks have a column for each pad.
+    that tells its length, and masks have a column for each pad. Those that are no pads it counts by row too: pads that
+    were never written cannot become words later.
+
+    Attributes:
+        states: the mixer's state.
+        progress: the tokens so far.
+        stands_alone: whether no slot of its cache holds keys, so that nobody needs a mask over the tokens before.
     """
 
     is_compileable = False
@@ -37,13 +60,24 @@ class RecurrentStateLayer(CacheLayerMixin):
         super().__init__(**kwargs)
         self.keys = self.values = torch.empty(0)  # there are none; Mllama's decoder counts those of every slot
         self.states: dict[str, Tensor] = {}
-        self.seen = 0
+        self.progress = Progress()
+        self.stands_alone = False
         self.device: torch.device | None = None
 
-    def put(self, num_tokens: int, states: Mapping[str, Tensor]) -> None:
-        """Replaces the state by the one after ``num_tokens`` further tokens."""
+    @property
+    def is_empty(self) -> bool:
+        """Whether no token has been seen yet."""
+        return not self.progress.seen
+
+    def put(self, num_tokens: int, states: Mapping[str, Tensor], valid_BT: Tensor | None = None) -> None:
+        """Replaces the state by the one after ``num_tokens`` further tokens, of which ``valid_BT`` are no pads."""
+        if valid_BT is not None:
+            before = self.progress.seen if self.progress.real_B is None else self.progress.real_B
+            self.progress.real_B = valid_BT.sum(1) + before
+        elif self.progress.real_B is not None:
+            self.progress.real_B = self.progress.real_B + num_tokens
         self.states = {name: _alone_in_memory(state) for name, state in states.items()}
-        self.seen += num_tokens
+        self.progress.seen += num_tokens
         self.is_initialized = True
         for tensor in self.states.values():
             self.device = tensor.device
@@ -58,17 +92,18 @@ class RecurrentStateLayer(CacheLayerMixin):
             RuntimeError: always.
         """
         raise RuntimeError(
-            f"an attention tried to append to a cache slot that holds a mixer's state after {self.seen} tokens; "
-            "start from an empty cache when the route of a model changes"
+            "an attention tried to append to a cache slot that holds a mixer's state after "
+            f"{int(self.progress.seen)} tokens; start from an empty cache when the route of a model changes"
         )
 
-    def get_seq_length(self) -> int:
+    def get_seq_length(self) -> Any:
         """Tokens seen, pads included."""
-        return self.seen
+        return self.progress.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Columns that a mask for ``query_length`` further tokens has, and the first column's token."""
-        return self.seen + query_length, 0
+        seen = self.progress.seen
+        return (query_length, seen) if self.stands_alone else (seen + query_length, 0)
 
     def get_max_length(self) -> int:
         """-1: no maximum."""
@@ -93,7 +128,7 @@ class RecurrentStateLayer(CacheLayerMixin):
     def reset(self) -> None:
         """Forgets everything."""
         self.states = {}
-        self.seen = 0
+        self.progress = Progress()
         self.is_initialized = False
 
     def offload(self) -> None:
@@ -117,6 +152,8 @@ class RecurrentStateLayer(CacheLayerMixin):
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> None:
         self.states = {name: change(state) for name, state in self.states.items()}
+        if self.progress.real_B is not None:
+            self.progress.real_B = change(self.progress.real_B)
 
 
 def state_layer(cache: Cache, index: int) -> RecurrentStateLayer:
@@ -137,8 +174,9 @@ def state_layer(cache: Cache, index: int) -> RecurrentStateLayer:
         return layer
     if isinstance(layer, StaticLayer):
         raise RuntimeError(
-            f"cache slot {index} is a {type(layer).__name__}; a linear student keeps a state of constant size "
-            "anyway and its attention sites need a growing cache: use the default cache, without cache_implementation"
+            f"cache slot {index} is a {type(layer).__name__}, which holds keys and values, but its site is linear; "
+            "make a cache of fixed size with linearize.static_cache(model, batch_size, max_length), or let generate() "
+            "make it with cache_implementation='static'"
         )
     if layer.is_initialized and layer.get_seq_length() > 0:
         raise RuntimeError(
@@ -149,15 +187,16 @@ def state_layer(cache: Cache, index: int) -> RecurrentStateLayer:
     return cache.layers[index]
 
 
-def token_validity(attention_mask: Any, num_tokens: int, seen: int) -> Tensor | None:
+def token_validity(attention_mask: Any, num_tokens: int, seen: int | Tensor) -> Tensor | None:
     """Which tokens of this call are real: bool [B, T], or None where all are.
 
     Args:
         attention_mask: None, [B, S] (nonzero: real), or [B, 1, S', S] bool (True: may attend) or float (added to the
             scores); a token of a four-dimensional mask is real if it may attend to itself. B may be 1.
         num_tokens: T.
-        seen: tokens before this call. Columns are counted from here, not from the right: a mask may be wider than the
-            tokens so far. Where it covers fewer than those (a sliding window), its last T columns are this call's.
+        seen: tokens before this call, a number or a tensor of none. Columns are counted from here, not from the right:
+            a mask may be wider than the tokens so far. Where it covers fewer than those (a sliding window), its last T
+            columns are this call's.
 
     Raises:
         ValueError: a mask of another kind, or one with fewer than T columns.
@@ -170,14 +209,35 @@ def token_validity(attention_mask: Any, num_tokens: int, seen: int) -> Tensor | 
             f"a linear site got an attention mask of type {type(attention_mask).__name__} {shape}; it reads [B, S] and "
             "[B, 1, T, S] tensors: choose the attention implementation sdpa, eager or flash_attention_2"
         )
-    columns = attention_mask.shape[-1]
-    if columns < num_tokens:
-        raise ValueError(f"the attention mask covers {columns} tokens, but this call has {num_tokens}")
-    first = min(seen, columns - num_tokens)
+    surplus = attention_mask.shape[-1] - num_tokens
+    if surplus < 0:
+        raise ValueError(f"the attention mask covers {attention_mask.shape[-1]} tokens, but this call has {num_tokens}")
     if attention_mask.dim() == 2:
-        return attention_mask[:, first : first + num_tokens].bool()
-    own = attention_mask[:, 0, -num_tokens:, first : first + num_tokens].diagonal(dim1=-2, dim2=-1)
+        return _columns(attention_mask, num_tokens, seen).bool()
+    own = own_columns(attention_mask[:, 0, -num_tokens:], num_tokens, seen)
     return own if own.dtype == torch.bool else own >= 0
+
+
+def own_columns(mask_BTS: Tensor, num_tokens: int, seen: int | Tensor) -> Tensor:
+    """What a mask says of each token of this call and itself: [B, T]."""
+    if not isinstance(seen, Tensor) or mask_BTS.shape[-1] == num_tokens:
+        return _columns(mask_BTS, num_tokens, seen).diagonal(dim1=-2, dim2=-1)
+    at_T = _positions(mask_BTS, num_tokens, seen)
+    return mask_BTS.gather(-1, at_T[None, :, None].expand(len(mask_BTS), -1, 1)).squeeze(-1)
+
+
+def _columns(mask_S: Tensor, num_tokens: int, seen: int | Tensor) -> Tensor:
+    """The columns of this call's tokens, of a mask whose last dimension may cover more."""
+    surplus = mask_S.shape[-1] - num_tokens
+    if surplus and isinstance(seen, Tensor):
+        return mask_S.index_select(-1, _positions(mask_S, num_tokens, seen))
+    first = min(int(seen), surplus) if surplus else 0
+    return mask_S[..., first : first + num_tokens]
+
+
+def _positions(mask_S: Tensor, num_tokens: int, seen: Tensor) -> Tensor:
+    first = seen.to(mask_S.device).clamp(max=mask_S.shape[-1] - num_tokens)
+    return first + torch.arange(num_tokens, device=mask_S.device)
 
 
 def _alone_in_memory(state: Tensor) -> Tensor:

@@ -128,12 +128,6 @@ def test_decoding_that_steps_back_is_refused(llama: Any) -> None:
         _generate(llama.convert(), repetitive, do_sample=False, prompt_lookup_num_tokens=2)
 
 
-@torch.no_grad()
-def test_a_static_cache_is_refused(llama: Any) -> None:
-    with pytest.raises(RuntimeError, match="without cache_implementation"):
-        _generate(llama.convert(llama.hybrid), llama.inputs, do_sample=False, cache_implementation="static")
-
-
 def test_training_with_gradient_checkpointing_gives_the_same_gradients(llama: Any) -> None:
     model = llama.convert(llama.hybrid).train()
     gradients = []

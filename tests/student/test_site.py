@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -184,3 +186,14 @@ def test_an_unconverted_model_has_no_sites(llama: Any) -> None:
 
 def _fields(site: Any) -> dict[str, Any]:
     return {name: getattr(site, name) for name in type(site).__dataclass_fields__}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_converted_model_can_be_copied_and_pickled(llama: Any, copied: Any) -> None:
+    model = llama.convert(llama.hybrid)
+    other = copied(model)
+    for parameter in model.parameters():
+        parameter.zero_()
+    assert type(other) is type(model)
+    assert other(**llama.inputs).logits.abs().max() > 0

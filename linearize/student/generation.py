@@ -1,0 +1,161 @@
+"""What ``generate()`` does otherwise where sites are linear: rows that have ended, caches of fixed size, long prompts.
+
+Letters: B batch, S tokens so far.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers.generation import GenerationMixin, StoppingCriteriaList
+from transformers.masking_utils import create_masks_for_generate
+
+from linearize.student.entrance import check_history
+from linearize.student.state import CACHE_ARGUMENTS
+from linearize.student.static_state import StaticStateLayer, linear_sites, make_states_static
+
+ACCELERATORS = ("cuda", "xpu")
+
+_ended_B: ContextVar[RowsEnded | None] = ContextVar("rows_ended", default=None)
+
+
+class RowsEnded(StoppingCriteriaList):
+    """The stopping criteria of a ``generate()``, and a memory of the rows that they have stopped.
+
+    Attributes:
+        ended_B: bool; None before the first token.
+    """
+
+    ended_B: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        """As the criteria say, row by row."""
+        ends_B = super().__call__(input_ids, scores, **kwargs)
+        self.ended_B = ends_B if self.ended_B is None else self.ended_B | ends_B
+        return ends_B
+
+
+class StatefulGeneration(GenerationMixin):
+    """``generate()`` of a model with linear sites; stands before the model's own class.
+
+    A batch goes on until its last row has ended, and rows that ended are fed pads meanwhile. transformers gives those a
+    1 in the mask, and keys can be hidden later; a state could not forget them. Here they get a 0 at once.
+    """
+
+    static_on_accelerators: ClassVar[bool] = False
+    """Whether a model whose sites are all linear decodes with a static cache, and so compiled, where nobody asks for
+    another one. Read where the model is on an accelerator."""
+
+    def _sample(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        cache = next((kwargs[name] for name in CACHE_ARGUMENTS if kwargs.get(name) is not None), None)
+        check_history(cache, kwargs.get("attention_mask"))
+        criteria = kwargs.get("stopping_criteria")
+        pads_rows = any(hasattr(criterion, "eos_token_id") for criterion in criteria or ())
+        if not pads_rows or len(input_ids) == 1 or "attention_mask" not in kwargs:
+            return super()._sample(input_ids, *args, **kwargs)
+        if kwargs["attention_mask"] is None:
+            # transformers drops a mask of ones and notes how long it was.
+            length = getattr(kwargs["generation_config"], "_mask_length", input_ids.shape[1])
+            kwargs["attention_mask"] = input_ids.new_ones(len(input_ids), length)
+        kwargs["stopping_criteria"] = watching = RowsEnded(criteria)
+        token = _ended_B.set(watching)
+        try:
+            return super()._sample(input_ids, *args, **kwargs)
+        finally:
+            _ended_B.reset(token)
+
+    def _update_model_kwargs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        updated: dict[str, Any] = super()._update_model_kwargs_for_generation(*args, **kwargs)
+        watching, mask_BS = _ended_B.get(), updated.get("attention_mask")
+        if watching is not None and watching.ended_B is not None and mask_BS is not None:
+            mask_BS[:, -1].masked_fill_(watching.ended_B.to(mask_BS.device), 0)  # a tensor of this call
+        return updated
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        if self.static_on_accelerators and self._is_free_to_choose(generation_config, model_kwargs):
+            generation_config.cache_implementation = "static"
+        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+
+    def _is_free_to_choose(self: Any, generation_config: Any, model_kwargs: Mapping[str, Any]) -> bool:
+        return (
+            self.device.type in ACCELERATORS
+            and generation_config.cache_implementation is None
+            and generation_config.use_cache is not False
+            and generation_config.num_beams == 1
+            and not generation_config.disable_compile
+            and not generation_config.is_assistant
+            and all(model_kwargs.get(name) is None for name in CACHE_ARGUMENTS)
+            and is_all_linear(self)
+        )
+
+    def _prepare_static_cache(self: Any, *args: Any, **kwargs: Any) -> Any:
+        cache = super()._prepare_static_cache(*args, **kwargs)
+        make_states_static(self, cache, self._previous_max_cache_length)
+        return cache
+
+    def create_masks_for_generate(self, **kwargs: Any) -> Any:
+        """The masks of a step with a cache of fixed size.
+
+        Where all slots are linear no mask over the tokens before is needed, and none is made.
+        """
+        slots = getattr(kwargs.get("past_key_values"), "layers", ())
+        if slots and all(isinstance(slot, StaticStateLayer) for slot in slots):
+            mask_BS, (batch, tokens) = kwargs.get("attention_mask"), kwargs["inputs_embeds"].shape[:2]
+            if tokens > 1:
+                return mask_BS
+            if mask_BS is None:
+                return torch.ones(batch, 1, 1, 1, dtype=torch.bool, device=kwargs["inputs_embeds"].device)
+            return mask_BS[:, -1:].bool()[:, None, None].contiguous()
+        own = getattr(super(), "create_masks_for_generate", create_masks_for_generate)
+        return own(**kwargs)
+
+    def _prefill(self, input_ids: Tensor, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+        """Reads the prompt, in pieces where the configuration asks for it, and never compiled.
+
+        transformers compiles a prompt that it reads in pieces, each length anew.
+        """
+        before = generation_config.disable_compile
+        generation_config.disable_compile = True
+        try:
+            return super()._prefill(input_ids, generation_config, *args, **kwargs)
+        finally:
+            generation_config.disable_compile = before
+
+
+def is_all_linear(model: Any) -> bool:
+    """Whether a mixer runs in every slot of the model's cache, so that nothing in it grows."""
+    slots = {slot.site.cache_index for slot in linear_sites(model)}
+    return slots == set(range(model.config.get_text_config(decoder=True).num_hidden_layers))
+
+
+@functools.cache
+def with_stateful_generation(base: Any) -> Any:
+    """``base`` with the ``generate()`` of a model with linear sites, under its own name; one without it as it is."""
+    if not issubclass(base, GenerationMixin) or issubclass(base, StatefulGeneration):
+        return base
+
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        """Pickles by the base, since no module has this class by name."""
+        _, _, *state = base.__reduce_ex__(self, protocol)
+        return (_made_again, (base,), *state)
+
+    members = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    return type(base.__name__, (StatefulGeneration, base), {**members, "__reduce_ex__": __reduce_ex__})
+
+
+def _made_again(base: Any) -> Any:
+    made = with_stateful_generation(base)
+    return made.__new__(made)
+
+
+def generate_from_states(model: Any) -> None:
+    """Gives a converted model the ``generate()`` of one with linear sites."""
+    base: Any = type(model)
+    model.__class__ = with_stateful_generation(base)

@@ -10,12 +10,14 @@ Letters: B batch, T tokens, D model width, P positions, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from linearize.errors import PluginError
 from linearize.protocols import Batch
 
 
@@ -33,20 +35,33 @@ class FinalHidden:
 
 
 def final_hidden(model: nn.Module, batch: Batch) -> FinalHidden:
-    """One pass in which no logit is computed."""
+    """One pass in which no logit is computed.
+
+    Raises:
+        PluginError: the model's forward calls neither its ``base_model`` nor a transformers model inside it, so that
+            what runs before the head cannot be told from what runs behind it; or it calls no output embeddings.
+    """
     head, base = _head(model), _before_head(model)
     kept: list[Tensor] = []
-    outputs: list[Any] = []
-    with without_logits(model, kept), _outputs_of(base, outputs):
+    answers: list[tuple[nn.Module, Any]] = []
+    with without_logits(model, kept), _answers_of(base, answers):
         model(**batch.inputs, use_cache=False)
+    if not kept or (base is not None and not answers):
+        raise PluginError(
+            f"the final hidden states of this {type(model).__name__} cannot be found: its forward calls "
+            f"{'no output embeddings' if not kept else 'neither its base_model nor a PreTrainedModel inside that'}. "
+            "An objective over logits needs both: give its class get_output_embeddings() and a base_model_prefix, the "
+            "name of its attribute that holds all which runs before the head, and let its forward call that once"
+        )
     if base is None:
         return FinalHidden(kept[0], head)
+    module, output = answers[-1]
 
     def to_logits(x_PD: Tensor) -> Tensor:
         def put(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (x_PD[None], *args[1:])
 
-        with _hooked(head.register_forward_pre_hook(put)), _answers(base, outputs[-1]):
+        with _hooked(head.register_forward_pre_hook(put)), _answering(module, output):
             logits_PV: Tensor = model(**batch.inputs, use_cache=False).logits[0]
         return logits_PV
 
@@ -80,10 +95,24 @@ def _before_head(model: Any) -> Any:
     return None if any(module is head for module in base.modules()) else base
 
 
-def _outputs_of(module: nn.Module | None, outputs: list[Any]) -> AbstractContextManager[None]:
-    if module is None:
-        return nullcontext()
-    return _hooked(module.register_forward_hook(lambda _, __, output: outputs.append(output)))
+@contextmanager
+def _answers_of(base: nn.Module | None, answers: list[tuple[nn.Module, Any]]) -> Iterator[None]:
+    """Inside, what ``base`` and the models in it give, with who gave it; the last one gave the final hidden states.
+
+    Some forwards pass ``base`` by and call a model inside it, as OPT's its decoder; of models that call each other the
+    outermost ends last.
+    """
+
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        answers.append((module, output))
+
+    inside = [] if base is None else [one for one in base.modules() if one is base or isinstance(one, PreTrainedModel)]
+    hooks = [module.register_forward_hook(note) for module in inside]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager
@@ -95,7 +124,7 @@ def _hooked(hook: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _answers(module: Any, output: Any) -> Iterator[None]:
+def _answering(module: Any, output: Any) -> Iterator[None]:
     """Inside, a call of ``module`` gives ``output``; a hook could not keep it from running."""
     own = vars(module).get("forward")
     module.forward = lambda *_, **__: output

@@ -51,9 +51,15 @@ class AttentionSite:
         qk_norm: the norm of queries and keys; None without one.
         v_norm_eps: values are divided by the root of this plus their mean square, each head by itself; None: they are
             not.
+        qkv_clip: queries, keys and values are clamped to ± this, behind their norms and before they are turned; None:
+            they are not.
         scale: factor on q·k before the softmax; None: 1/sqrt(K).
         window: sliding window in tokens, the query's own included; None for full causal attention.
         softcap: scores s become softcap * tanh(s / softcap); None: they stay.
+        own_mask: whether the decoder's mask lets a token see others than those before it inside the window, as tokens
+            of one image each other. No mixer does, so an adapter that says so has a caveat for it.
+        sharpens_from: from this token on, counted from 0, queries are multiplied by a factor that grows with the
+            position, which no mixer does either; None: none are.
     """
 
     index: int
@@ -74,9 +80,12 @@ class AttentionSite:
     qkv_bias: bool = False
     qk_norm: SiteNorm | None = None
     v_norm_eps: float | None = None
+    qkv_clip: float | None = None
     scale: float | None = None
     window: int | None = None
     softcap: float | None = None
+    own_mask: bool = False
+    sharpens_from: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

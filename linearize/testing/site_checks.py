@@ -5,16 +5,16 @@ Letters: B batch, T tokens, D model width, N query heads, V value width, R width
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from linearize.proof.attention import first_angles
+from linearize.proof.calls import SiteCall
+from linearize.proof.facts import disagreements
 from linearize.protocols import AttentionSite, AttentionWeights
-from linearize.testing.attention import first_angles
-from linearize.testing.watching import SiteCall
 
 
 def check_module(modules: Mapping[str, nn.Module], site: AttentionSite) -> None:
@@ -127,20 +127,12 @@ def check_shapes(weights: AttentionWeights, site: AttentionSite) -> None:
     )
 
 
-def check_rope(weights: AttentionWeights, site: AttentionSite, position: Any) -> None:
-    """Fails unless site and weights agree on the rotary embedding, and the decoder passes its angles."""
+def check_rope(site: AttentionSite, position: Any) -> None:
+    """Fails unless the decoder passes the angles of a site that turns queries and keys."""
     __tracebackhide__ = True
-    where = f"site {site.index} ({site.path})"
-    assert site.has_rope == (weights.rope_theta is not None), (
-        f"{where}: has_rope is {site.has_rope}, but rope_theta is {weights.rope_theta}; with a rotary embedding both "
-        "say so"
-    )
-    assert not site.has_rope or site.rope_style == weights.rope_style, (
-        f"{where}: rope_style is '{site.rope_style}' at the site and '{weights.rope_style}' in weights(site); mixers "
-        "go by the site's"
-    )
     if site.has_rope:
-        _check_position(position, site, where, position[0].shape[1] if isinstance(position, tuple) else 0)
+        length = position[0].shape[1] if isinstance(position, tuple) else 0
+        _check_position(position, site, f"site {site.index} ({site.path})", length)
 
 
 def check_theta(weights: AttentionWeights, site: AttentionSite, position: tuple[Tensor, Tensor]) -> None:
@@ -160,34 +152,10 @@ def check_theta(weights: AttentionWeights, site: AttentionSite, position: tuple[
 
 
 def check_facts(weights: AttentionWeights, site: AttentionSite) -> None:
-    """A mixer is built from what the site says and seeded from the weights: both must speak of one attention."""
-    shapes = {"head": (site.key_dim,), "heads": (site.num_heads, site.key_dim), "all": (site.num_heads * site.key_dim,)}
-    norm, q_norm = site.qk_norm, weights.q_norm
-    said = {
-        "qkv_bias": site.qkv_bias, "scale": site.scale or site.key_dim**-0.5, "window": site.window,
-        "softcap": site.softcap, "v_norm_eps": site.v_norm_eps,
-        "qk_norm": norm and (norm.kind, shapes[norm.over], norm.eps),
-    }  # fmt: skip
-    found = {
-        "qkv_bias": any(bias is not None for bias in (weights.q_bias, weights.k_bias, weights.v_bias)),
-        "scale": weights.scale, "window": weights.window, "softcap": weights.softcap, "v_norm_eps": weights.v_norm_eps,
-        "qk_norm": None if q_norm is None else (weights.norm, tuple(q_norm.shape), weights.norm_eps),
-    }  # fmt: skip
-    differ = [
-        f"{name} = {said[name]!r}, but its weights say {found[name]!r}"
-        for name in said
-        if not _same(said[name], found[name])
-    ]
+    """Fails unless the site, which mixers are built from, and its weights speak of one attention."""
+    __tracebackhide__ = True
+    differ = disagreements(weights, site)
     assert not differ, (
         f"site {site.index} ({site.path}) has {'; '.join(differ)}: give sites() the same facts as weights(site), since "
         "mixers that keep a part of the attention are built from the site"
     )
-    has_bias = weights.q_norm_bias is not None or weights.k_norm_bias is not None
-    assert not has_bias or (norm is not None and norm.has_bias), (
-        f"site {site.index} ({site.path}): its norms of q and k have a bias; say so with qk_norm.has_bias"
-    )
-
-
-def _same(said: Any, found: Any) -> bool:
-    is_number = isinstance(said, float) and isinstance(found, float)
-    return math.isclose(said, found, rel_tol=1e-6) if is_number else bool(said == found)

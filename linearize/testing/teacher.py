@@ -31,15 +31,16 @@ from linearize.distill.objectives import LogitKl
 from linearize.distill.options import LogitKlConfig
 from linearize.plugin.discovery import Plugins
 from linearize.plugin.specs import MixerSpec
+from linearize.proof.calls import SiteCall
+from linearize.proof.case import make_case
+from linearize.proof.diagnosis import explain
 from linearize.protocols import TOKEN_IMAGE, AttentionSite, Batch, TeacherAdapter
 from linearize.protocols.conversation import IMAGE_MARK, Conversation, Turn
 from linearize.student.convert import convert, linearized_sites, set_linear, teacher_route
 from linearize.student.mixers import build_mixer
 from linearize.student.modeling import load_student, save_student
 from linearize.student.snapshot import student_state
-from linearize.testing.attention import attend
 from linearize.testing.batch_checks import check_answer, check_batches, check_prompts
-from linearize.testing.diagnosis import Case, explain
 from linearize.testing.model_checks import check_logits, check_published
 from linearize.testing.numbers import assert_values_near
 from linearize.testing.site_checks import check_call, check_facts, check_module, check_rope, check_shapes, check_theta
@@ -53,6 +54,9 @@ READERS = (
     "transformers.PreTrainedModel.from_pretrained",
 )
 """How weights are read from files."""
+ALONE = "a text alone"
+LONGEST = 256
+"""Tokens of the longest window that the checks look beyond."""
 
 
 class TeacherConformance:
@@ -189,40 +193,47 @@ class TeacherConformance:
     def test_the_weights_of_a_site_reproduce_its_output(self, adapter: TeacherAdapter) -> None:
         """Projections, biases, norms, scale, rotary embedding, window and soft cap, by attention written out.
 
-        What the site says of these has to be the same.
+        On texts of several lengths, longer than any window where that is possible, with pads on either side and with
+        images. What the site says of these has to be the same. A run looks at the same before it trains.
         """
-        model = load(adapter)
-        batch = adapter.batch(self.text_conversations()[1:])
-        calls = record_sites(model, adapter.sites(), batch)
-        for site in adapter.sites():
-            weights, call = adapter.weights(model, site), calls[site.index]
-            where = f"site {site.index} ({site.path})"
-            check_call(call, site, caches=False)
-            check_shapes(weights, site)
-            check_rope(weights, site, call.position)
-            # A site without rotary embedding may get something else by that name.
-            position = call.position if isinstance(call.position, tuple) else None
-            expected_BTX = attend(weights, site, call.x_BTD, position)
-            before_BTX = call.projected[0]
-            attention = model.get_submodule(site.path)
+        model, sites = load(adapter), adapter.sites()
+        for name, batch in self._batches_to_reproduce(adapter).items():
+            for index, call in record_sites(model, sites, batch).items():
+                self._check_site(model, adapter, sites[index], call, name)
+
+    def _check_site(self, model: Any, adapter: TeacherAdapter, site: AttentionSite, call: SiteCall, name: str) -> None:
+        __tracebackhide__ = True
+        where = f"site {site.index} ({site.path})"
+        weights, attention = adapter.weights(model, site), model.get_submodule(site.path)
+        check_call(call, site, caches=False)
+        check_shapes(weights, site)
+        check_facts(weights, site)
+        check_rope(site, call.position)
+        for row in range(len(call.x_BTD)):
+            case = make_case(call, site, weights, attention, row=row, tolerance=self.tolerance)
             assert_values_near(
-                before_BTX,
-                expected_BTX,
+                case.found(),
+                case.expected(),
                 self.tolerance,
-                f"{where}: weights(site) does not describe the module's attention; before the output projection it is",
-                hint=partial(explain, Case(weights, site, attention, call.x_BTD, position, before_BTX, self.tolerance)),
+                f"{where}, {name}, row {row}: sites() and weights(site) do not describe the module's attention; "
+                "before the output projection it is",
+                hint=partial(explain, case),
             )
-            o_bias = None if weights.o_bias is None else weights.o_bias.double()
-            assert_values_near(
-                call.output[0],
-                F.linear(expected_BTX, weights.o.double(), o_bias),
-                self.tolerance,
-                f"{where}: o and o_bias are not weight and bias of '{site.output_projection}', or the module does "
-                "something behind it; before it all is right, after it it is",
+        if self.plain_rope and weights.rope_theta is not None and name == ALONE:
+            check_theta(weights, site, call.position)
+        o_bias = None if weights.o_bias is None else weights.o_bias.double()
+        assert_values_near(
+            call.output[0],
+            F.linear(call.projected[0].double(), weights.o.double(), o_bias),
+            self.tolerance,
+            f"{where}, {name}: o and o_bias are not weight and bias of '{site.output_projection}', or the module does "
+            "something behind it; before it all is right, after it it is",
+        )
+        if site.own_mask or site.sharpens_from is not None:
+            assert getattr(adapter, "caveats", list)(), (
+                f"{where}: own_mask or sharpens_from says that the attention does what no mixer does; give the adapter "
+                "a method caveats() that says it to people"
             )
-            check_facts(weights, site)
-            if self.plain_rope and weights.rope_theta is not None:
-                check_theta(weights, site, call.position)
 
     def test_conversion_leaves_the_teacher_route_as_it_was(self, adapter: TeacherAdapter) -> None:
         """With a mixer in every site, whichever of them run, the model still is the teacher, bit for bit."""
@@ -375,6 +386,19 @@ class TeacherConformance:
 
     def _all_conversations(self) -> list[Conversation]:
         return [*self.text_conversations(), *(self.image_conversations() if self.takes_images else ())]
+
+    def _batches_to_reproduce(self, adapter: TeacherAdapter) -> dict[str, Batch]:
+        """Texts of several lengths, the longest longer than any window of up to ``LONGEST`` tokens."""
+        first, second = self.text_conversations()
+        reach = min(max(site.window or 0 for site in adapter.sites()), LONGEST)
+        long = second
+        while adapter.num_tokens(long) <= reach + 8:
+            long = Conversation((*long.turns, *second.turns), id="longer")
+        return {
+            ALONE: adapter.batch([long]),
+            "pads on the right": adapter.batch(self._all_conversations()),
+            "pads on the left": adapter.batch([first, long], for_generation=True),
+        }
 
     def _full_batch(self, adapter: TeacherAdapter) -> Batch:
         return adapter.batch(self._all_conversations())

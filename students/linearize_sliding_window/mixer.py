@@ -2,8 +2,8 @@
 
     output = gain · softmax(q k_sᵀ scale) v_s over s in t - W < s <= t, and over the first n tokens
 
-q and k are normed, turned and capped as the site says that the teacher's are, so that a window over the whole sequence
-is the teacher's attention. A key that an earlier call saw keeps the turn of its own position.
+q, k and v are normed, clamped, turned and capped as the site says that the teacher's are, so that a window over the
+whole sequence is the teacher's attention. A key that an earlier call saw keeps the turn of its own position.
 Letters: B batch, T tokens, D model width, N query heads, M key-value heads, H either, K key width, V value width.
 """
 
@@ -116,6 +116,9 @@ class SlidingWindowMixer(nn.Module):
         q_BTNK, k_BTMK = (part.unflatten(-1, (-1, self.site.key_dim)) for part in (q, k))
         if self.site.qk_norm is not None:
             q_BTNK, k_BTMK = self.q_norm(q_BTNK), self.k_norm(k_BTMK)
+        if self.site.qkv_clip is not None:
+            limits = -self.site.qkv_clip, self.site.qkv_clip
+            q_BTNK, k_BTMK, v = q_BTNK.clamp(*limits), k_BTMK.clamp(*limits), v.clamp(*limits)
         if position is not None and self.site.has_rope:
             q_BTNK, k_BTMK = (rotate(part, position, self.site.rope_style) for part in (q_BTNK, k_BTMK))
         v_BTMV = v.unflatten(-1, (-1, self.site.value_dim))

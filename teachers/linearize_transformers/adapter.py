@@ -6,7 +6,6 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from linearize_transformers.models import PROCESSOR_OPTIONS, auto_class, empty_m
 from linearize_transformers.prefix import PREFIX_MODELS, PrefixBatcher
 from linearize_transformers.prompt import Template
 from linearize_transformers.sites import FoundSite, find_sites
-from linearize_transformers.support import PUBLISHED_PROMPTS, caveats
+from linearize_transformers.support import OWN_MASK, PUBLISHED_PROMPTS, caveats
 
 
 class TransformersAdapter:
@@ -58,8 +57,9 @@ class TransformersAdapter:
         # The empty model is built as transformers chooses: what the option names need not be installed here.
         if self.options.attention != "auto":
             config._attn_implementation = self.options.attention
+        own_mask = self.config.model_type in OWN_MASK
         return {
-            found.site.index: replace(found, site=with_facts(model.get_submodule(found.site.path), found, config))
+            found.site.index: with_facts(model.get_submodule(found.site.path), found, config, own_mask=own_mask)
             for found in find_sites(model)
         }
 
@@ -79,7 +79,7 @@ class TransformersAdapter:
 
     def caveats(self) -> list[str]:
         """What a linear site cannot do that this model's attention does."""
-        return caveats(self.config, [found.form for found in self._found.values()])
+        return caveats(self.config, self._found.values())
 
     def load(self, *, dtype: torch.dtype, device: torch.device | str) -> Any:
         """The model in eval mode."""

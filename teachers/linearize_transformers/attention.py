@@ -5,7 +5,6 @@ Letters: N query heads, M key-value heads, K width of one query or key head, V o
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -74,15 +73,10 @@ FORMS = (
     Form(name="fused qkv in blocks", projections=("qkv_proj",), output="o_proj", split=split_blocks),
     Form(name="fused qkv per head", projections=("query_key_value",), output="dense", split=split_per_head),
 )
-ROPE_WITH_WINDOW_ONLY = frozenset({"Cohere2Attention"})
-"""Attentions that turn queries and keys where they have a sliding window and nowhere else."""
 GATE_IN_QUERY = frozenset({"Qwen3NextAttention", "Qwen3_5Attention", "Qwen3_5MoeAttention"})
 """Attentions of the form GATED; their modules have no other names than those without a gate."""
-ROTATIONS = ("rotate_half_llm", "rotate_half")
-"""Functions that turn pairs of numbers; where a module has the first, the other one is its vision tower's."""
-COMPLEX_ROTATIONS = frozenset({"Llama4TextAttention"})
-"""Attentions that turn pairs by multiplication with complex numbers: numbers side by side are a pair."""
 NORMS = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"), ("qk_norm", "qk_norm"))
+NORM_NAMES = {"v_norm", *(name for pair in NORMS for name in pair)}
 
 
 def find_form(attention: nn.Module) -> Form | None:
@@ -181,6 +175,11 @@ class NormFacts:
     eps: float
 
 
+def norms_of_heads(norm: nn.Module) -> list[nn.Module]:
+    """The norms of one head each that the module is made of; empty where it is one norm."""
+    return [one for child in norm.children() if isinstance(child, nn.ModuleList) for one in child]
+
+
 @torch.no_grad()
 def read_norm(norm: nn.Module, shape: tuple[int, ...], like: Tensor) -> NormFacts:
     """The norm's effect, found by running it: some classes store a weight, others a weight minus one.
@@ -192,6 +191,16 @@ def read_norm(norm: nn.Module, shape: tuple[int, ...], like: Tensor) -> NormFact
         shape: of one input, such as (K,) for a norm over each head, or (N*K,) for one over all of them.
         like: has the dtype and the device of the norm's input.
     """
+    apart = norms_of_heads(norm)
+    if apart:
+        each = [read_norm(one, shape[-1:], like) for one in apart]
+        biases = [one.bias for one in each if one.bias is not None]
+        return NormFacts(
+            kind=each[0].kind,
+            weight=torch.stack([one.weight for one in each]),
+            bias=torch.stack(biases) if len(biases) == len(each) else None,
+            eps=each[0].eps,
+        )
     reference = next(norm.parameters(), like)
     width = shape[-1]
     level = 1024.0  # so large that eps, some 1e-6, is below float32's resolution of its square
@@ -230,25 +239,3 @@ def value_norm_eps(attention: Any) -> float | None:
     if not torch.allclose(norm(x), x * x.square().mean().rsqrt(), atol=1e-3):
         raise ValueError(f"v_norm ({type(norm).__name__}) does something else than x / rms(x)")
     return float(norm.eps)
-
-
-def has_rope(attention: Any) -> bool:
-    """Whether the site turns queries and keys; some layers of some models do not (NoPE)."""
-    if type(attention).__name__ in ROPE_WITH_WINDOW_ONLY:
-        return attention.sliding_window is not None
-    return bool(getattr(attention, "use_rope", True))
-
-
-def rotary_style(attention: nn.Module) -> Literal["half", "interleaved"]:
-    """Which numbers of a head turn together: i and i + width/2, or 2i and 2i + 1.
-
-    Read off the function that the attention's own module rotates with.
-    """
-    if type(attention).__name__ in COMPLEX_ROTATIONS:
-        return "interleaved"
-    module = sys.modules[type(attention).__module__]
-    rotate = next((getattr(module, name) for name in ROTATIONS if hasattr(module, name)), None)
-    if rotate is None:
-        return "half"
-    turned = rotate(torch.arange(4.0)).tolist()
-    return "interleaved" if turned == [-1.0, 0.0, -3.0, 2.0] else "half"

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from linearize.protocols import AttentionSite, AttentionWeights, SiteNorm
+from linearize.protocols import AttentionWeights, SiteNorm
 from linearize_transformers.attention import (
     find_norms,
-    has_rope,
+    norms_of_heads,
     output_gate,
     read_norm,
-    rotary_style,
     separate,
     value_norm_eps,
 )
@@ -26,12 +26,14 @@ def attention_weights(attention: Any, found: FoundSite, config: Any) -> Attentio
     """The projections of one site as separate tensors, and the numbers that go with them.
 
     Args:
+        found: as ``with_facts`` gave it.
         config: the decoder's configuration.
     """
+    site = found.site
     (q, k, v), (q_bias, k_bias, v_bias) = separate(attention, found.form, found.shape)
     output = getattr(attention, found.form.output)
     norms = [
-        None if norm is None else read_norm(norm, _norm_shape(norm, found.shape.key_dim), output.weight)
+        None if norm is None else read_norm(norm, _norm_shape(norm, site.key_dim), output.weight)
         for norm in find_norms(attention)
     ]
     q_norm, k_norm = norms
@@ -53,33 +55,38 @@ def attention_weights(attention: Any, found: FoundSite, config: Any) -> Attentio
         gate_bias=gate_bias,
         norm="rms" if q_norm is None else q_norm.kind,
         norm_eps=1e-6 if q_norm is None else q_norm.eps,
-        v_norm_eps=value_norm_eps(attention),
-        scale=float(getattr(attention, "scaling", found.shape.key_dim**-0.5)),
-        rope_theta=_rope_theta(attention, found, config),
-        rope_style=rotary_style(attention),
-        window=window(attention, found, config),
-        softcap=_softcap(attention, config),
+        v_norm_eps=site.v_norm_eps,
+        scale=site.key_dim**-0.5 if site.scale is None else site.scale,
+        rope_theta=_rope_theta(found, config),
+        rope_style=site.rope_style,
+        window=site.window,
+        softcap=site.softcap,
     )
 
 
-def with_facts(attention: Any, found: FoundSite, config: Any) -> AttentionSite:
-    """The site with all that its attention does to scores, queries and keys; no weight is read.
+def with_facts(attention: Any, found: FoundSite, config: Any, *, own_mask: bool = False) -> FoundSite:
+    """The same with all that its attention does to scores, queries and keys; no weight is read.
 
     Args:
         attention: may be on the meta device.
         config: the decoder's configuration.
+        own_mask: whether the model is known to let tokens see what comes after them.
     """
     projections = [getattr(attention, name) for name in found.form.projections]
-    scale = float(getattr(attention, "scaling", found.shape.key_dim**-0.5))
-    return dataclasses.replace(
+    default = found.shape.key_dim**-0.5
+    scale = float(getattr(attention, "scaling", default)) if found.probed is None else found.probed.scale
+    site = dataclasses.replace(
         found.site,
         qkv_bias=any(projection.bias is not None for projection in projections),
         qk_norm=_site_norm(find_norms(attention)[0], found.shape.key_dim),
         v_norm_eps=value_norm_eps(attention),
-        scale=None if scale == found.shape.key_dim**-0.5 else scale,
+        scale=None if math.isclose(scale, default, rel_tol=1e-6) else scale,
         window=window(attention, found, config),
         softcap=_softcap(attention, config),
+        own_mask=own_mask or layer_type(found, config) == "chunked_attention",
+        sharpens_from=_sharpens_from(attention, config),
     )
+    return dataclasses.replace(found, site=site)
 
 
 def _site_norm(norm: nn.Module | None, key_dim: int) -> SiteNorm | None:
@@ -106,6 +113,8 @@ def layer_type(found: FoundSite, config: Any) -> str:
 
 def window(attention: Any, found: FoundSite, config: Any) -> int | None:
     """Tokens that a query sees, itself included; None for all before it."""
+    if found.probed is not None and found.probed.passes_window:
+        return found.probed.window
     if hasattr(attention, "sliding_window"):
         size = attention.sliding_window
     else:
@@ -115,8 +124,18 @@ def window(attention: Any, found: FoundSite, config: Any) -> int | None:
     return None if size is None else int(size)
 
 
-def _rope_theta(attention: Any, found: FoundSite, config: Any) -> float | None:
-    if not has_rope(attention):
+def _sharpens_from(attention: Any, config: Any) -> int | None:
+    """The first token whose query is multiplied by more than 1, in what Llama 4 began and Mistral took over."""
+    if getattr(attention, "attn_temperature_tuning", False) and not getattr(attention, "use_rope", True):
+        return int(attention.floor_scale) - 1
+    parameters = getattr(config, "rope_parameters", None) or {}
+    if parameters.get("llama_4_scaling_beta"):
+        return int(parameters["original_max_position_embeddings"])
+    return None
+
+
+def _rope_theta(found: FoundSite, config: Any) -> float | None:
+    if not found.site.has_rope:
         return None
     parameters = getattr(config, "rope_parameters", None) or {}
     parameters = parameters.get(layer_type(found, config), parameters)
@@ -131,5 +150,8 @@ def _softcap(attention: Any, config: Any) -> float | None:
 
 def _norm_shape(norm: nn.Module, key_dim: int) -> tuple[int, ...]:
     """A norm without a weight is over each head by itself."""
+    apart = norms_of_heads(norm)
+    if apart:
+        return (len(apart), key_dim)
     parameter = next(norm.parameters(), None)
     return (key_dim,) if parameter is None else tuple(parameter.shape)

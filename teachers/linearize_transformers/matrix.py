@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING
 
-from linearize_transformers.attention import find_norms, has_rope
+from linearize_transformers.attention import find_norms
 from linearize_transformers.facts import window
 from linearize_transformers.models import empty_model
 from linearize_transformers.sites import REFUSALS, FoundSite, find_sites
@@ -105,7 +105,7 @@ def _row(family: Family, noted: list[str]) -> str:
         f"`{_common_path(found)}`",
         "q, k" if find_norms(modules[0])[0] is not None else "",
         _windows(windows),
-        _positions(modules, text_config),
+        _positions(found, text_config),
         ", ".join(str(noted.index(caveat) + 1) for caveat in family.caveats),
     )
     return f"| {' | '.join(cells)} |"
@@ -122,8 +122,8 @@ def _windows(windows: set[int | None]) -> str:
     return "some sites" if None in windows else "all sites"
 
 
-def _positions(modules: list[Any], config: Any) -> str:
-    turned = [has_rope(module) for module in modules]
+def _positions(found: list[FoundSite], config: Any) -> str:
+    turned = [one.site.has_rope for one in found]
     rope = getattr(config, "rope_parameters", None) or {}
     kind = "mrope" if "mrope_section" in rope else "rotary"
     return kind if all(turned) else f"{kind} at some sites"

@@ -22,12 +22,11 @@ from linearize_transformers.attention import (
     HeadShape,
     find_form,
     fits,
-    has_rope,
     head_shape,
-    rotary_style,
     unclaimed_tensors,
 )
 from linearize_transformers.prefix import PREFIX_MODELS
+from linearize_transformers.probe import NotUnderstood, Probed, probe
 
 ATTENTION_NAMES = ("self_attn", "attention", "attn")
 OTHER_MIXERS = ("linear_attn", "conv", "short_conv", "mamba", "cross_attn")
@@ -59,11 +58,12 @@ REFUSALS: tuple[tuple[str, str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class FoundSite:
-    """A site and how its module stores it."""
+    """A site, how its module stores it, and what the module was seen to do; None where it could not be run alone."""
 
     site: AttentionSite
     form: Form
     shape: HeadShape
+    probed: Probed | None = None
 
 
 def find_sites(model: nn.Module) -> list[FoundSite]:
@@ -169,6 +169,10 @@ def _site(attention: nn.Module, place: _Place, config: Any, *, has_prefix: bool)
             f"of {shape.num_heads} query and {shape.num_key_value_heads} key-value heads of widths {shape.key_dim} and "
             f"{shape.value_dim}"
         )
+    try:
+        probed = probe(attention, form, shape)
+    except NotUnderstood as error:
+        raise _refusal(f"{path} ({type(attention).__name__}) cannot become a linear site: {error}") from error
     parameters = inspect.signature(attention.forward).parameters
     site = AttentionSite(
         index=place.index,
@@ -184,10 +188,11 @@ def _site(attention: nn.Module, place: _Place, config: Any, *, has_prefix: bool)
         value_dim=shape.value_dim,
         output_projection=form.output,
         cache_argument=next(name for name in CACHE_ARGUMENTS if name in parameters),
-        has_rope=has_rope(attention),
-        rope_style=rotary_style(attention),
+        has_rope="position_embeddings" in parameters if probed is None else probed.turn != "none",
+        rope_style="interleaved" if probed is not None and probed.turn == "interleaved" else "half",
+        qkv_clip=None if probed is None else probed.clip,
     )
-    return FoundSite(site, form, shape)
+    return FoundSite(site, form, shape, probed)
 
 
 def _problems(attention: nn.Module, *, has_prefix: bool) -> Iterator[str]:

@@ -5,11 +5,11 @@ A family that is not here is converted all the same when its modules are underst
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from linearize_transformers.attention import Form
+from linearize_transformers.sites import FoundSite
 
 VOCABULARY = 320
 PAD, BOS, EOS, TURN_START, TURN_END, IMAGE = range(6)
@@ -44,6 +44,10 @@ CHUNKED = (
 BOTH_WAYS = (
     "its attention reads the {what} in both directions, a linear site only from left to right: the student sees less "
     "at those tokens than the teacher did, and distillation has to make up for it"
+)
+CLAMPED = (
+    "its queries, keys and values are clamped, which only those mixers do too that keep a window of attention: with "
+    "others a student begins further from its teacher where they are"
 )
 CROSS_ATTENTION = (
     "its cross-attention layers are no sites and stay as they are: they read an image's keys and values, whose number "
@@ -111,6 +115,9 @@ TEXT_FAMILIES = (
         attention_chunk_size=512,
         caveat=CHUNKED,
     ),
+    text("exaone4", **SLIDING),
+    text("olmo", clip_qkv=0.5, num_key_value_heads=4, caveat=CLAMPED),
+    text("opt", ffn_dim=48, word_embed_proj_dim=32, do_layer_norm_before=True),
     text("smollm3", num_hidden_layers=4, no_rope_layer_interval=2, no_rope_layers=None),
     text("olmo2"),
     text("gemma2", query_pre_attn_scalar=8, tie_word_embeddings=True, **SLIDING),
@@ -126,7 +133,7 @@ TEXT_FAMILIES = (
     text("cohere2", **SLIDING),
     text("glm4"),
     text("phi", partial_rotary_factor=0.5, qk_layernorm=True),
-    text("stablelm", partial_rotary_factor=0.5, use_qkv_bias=True),
+    text("stablelm", partial_rotary_factor=0.5, use_qkv_bias=True, qk_layernorm=True),
     text("starcoder2", sliding_window=None),
     text("granite", attention_multiplier=0.4, logits_scaling=4.0),
     text("persimmon", partial_rotary_factor=0.5),
@@ -313,6 +320,9 @@ VISION_FAMILIES = (
 )  # fmt: skip
 FAMILIES = (*TEXT_FAMILIES, *VISION_FAMILIES)
 
+OWN_MASK = frozenset({"gemma3", "gemma4", "gemma4_unified", "paligemma"})
+"""Model types whose tokens see some that come after them."""
+
 PUBLISHED_PROMPTS = {
     "paligemma": (
         "{% for m in messages %}{% for p in m['content'] if p['type'] == 'image' %}<image>{% endfor %}"
@@ -341,10 +351,17 @@ UNTESTED = {
 """Model types that somebody may look for -> why they are not in the table."""
 
 
-def caveats(config: Any, forms: Sequence[Form]) -> list[str]:
-    """What to tell before a model of this configuration, with sites of these forms, is converted."""
+def caveats(config: Any, found: Iterable[FoundSite]) -> list[str]:
+    """What to tell before a model of this configuration, with these sites, is converted."""
+    found = list(found)
     types = (config.model_type, config.get_text_config(decoder=True).model_type)
     told = [caveat for family in FAMILIES if family.model_type in types for caveat in family.caveats]
-    if any(form.gate_in_query for form in forms):
+    if any(one.form.gate_in_query for one in found):
         told.append(GATED)
+    if any(one.site.qkv_clip is not None for one in found):
+        told.append(CLAMPED)
+    if any(one.site.sharpens_from is not None for one in found) and not {SCALED_BY_POSITION, CHUNKED} & set(told):
+        told.append(SCALED_BY_POSITION)
+    if any(one.site.own_mask for one in found) and not told:
+        told.append(CHUNKED)
     return [f"'{config.model_type}': {caveat}" for caveat in dict.fromkeys(told)]

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from linearize.proof.attention import attend
+from linearize.proof.case import Case
+from linearize.proof.diagnosis import explain
 from linearize.protocols import AttentionSite, AttentionWeights
-from linearize.testing.attention import attend
-from linearize.testing.diagnosis import Case, explain
 from linearize.testing.numbers import positions_of
 
 SITE = AttentionSite(
@@ -66,8 +67,12 @@ def explained(wrong: AttentionWeights, right: AttentionWeights = RIGHT) -> str:
     x_BTD = torch.randn(1, TOKENS, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3
     position = positions_of(torch.arange(TOKENS), R, x_BTD)
     output_BTX = attend(right, SITE, x_BTD, position)
-    assert not Case(wrong, SITE, MODULE, x_BTD, position, output_BTX, 1e-4).fits(wrong), "the mistake changes nothing"
-    return explain(Case(wrong, SITE, MODULE, x_BTD, position, output_BTX, 1e-4))
+    case = Case(
+        weights=wrong, site=SITE, attention=MODULE, x_BTD=x_BTD, position=position, output_BTX=output_BTX,
+        queries_Q=torch.arange(TOKENS), tolerance=1e-4,
+    )  # fmt: skip
+    assert not case.fits(), "the mistake changes nothing"
+    return explain(case)
 
 
 def heads(rows: Tensor, order: list[int]) -> Tensor:

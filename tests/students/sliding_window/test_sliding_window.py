@@ -17,9 +17,9 @@ from torch import Tensor
 
 from linearize.plugin.discovery import Plugins
 from linearize.plugin.specs import SeederSpec
+from linearize.proof.attention import attend
 from linearize.protocols import AttentionSite, AttentionWeights, SeedReport, SiteNorm
 from linearize.testing import MixerConformance, SeederConformance
-from linearize.testing.attention import attend
 from linearize.testing.mixers import attention_weights
 from linearize.testing.numbers import draw, positions_of
 

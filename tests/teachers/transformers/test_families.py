@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from linearize_transformers.adapter import TransformersAdapter
+from linearize_transformers.prefix import PREFIX_MODELS
 from linearize_transformers.support import TURN_END, Family
 from PIL import Image
 from torch import nn
@@ -210,6 +211,23 @@ def test_mixers_get_the_position_where_the_attention_turns_by_it(
         student.model(**adapter.batch(student.conversations).inputs)
     without = {"smollm3": [1, 3], "cohere2": [1], "llama": []}[family.model_type]
     assert [index for index, has_position in turned.items() if not has_position] == without
+
+
+@torch.no_grad()
+def test_a_window_wider_than_the_text_is_the_teacher(adapter: TransformersAdapter) -> None:
+    """A seeded mixer that keeps all of the attention, against the model itself, on text."""
+    if adapter.config.model_type in PREFIX_MODELS or any("sigmoid gate" in one for one in adapter.caveats()):
+        pytest.skip("its caveats say that it does with text what no mixer does")
+    student = make_student(adapter, "all", "sliding_window", window=512)
+    batch = adapter.batch(conversations(takes_images=False))
+    valid_BT = batch.inputs["attention_mask"].bool()
+    found, wanted = (
+        student.model(**batch.inputs).logits,
+        adapter.load(dtype=torch.float32, device="cpu")(**batch.inputs),
+    )
+    # fp32 sums of the same products in another order.
+    limit = 1e-5 * float(wanted.logits[valid_BT].abs().max())
+    torch.testing.assert_close(found[valid_BT], wanted.logits[valid_BT], atol=limit, rtol=0)
 
 
 @pytest.mark.parametrize("family", ["cohere", "llama"], indirect=True)

@@ -136,7 +136,7 @@ def test_a_tensor_that_nobody_knows_is_not_ignored() -> None:
 def test_a_gate_inside_the_query_projection_is_not_taken_for_heads() -> None:
     (found,) = sites("qwen3_next", layer_types=["linear_attention", "full_attention"])
     assert (found.site.num_heads, found.site.key_dim, found.form.name) == (4, 8, "q with gate per head, k, v, o")
-    (caveat,) = caveats(CONFIG_MAPPING["qwen3_5_text"](), [found.form])
+    (caveat,) = caveats(CONFIG_MAPPING["qwen3_5_text"](), [found])
     assert "'qwen3_5_text': its attention multiplies its output by a sigmoid gate of its input" in caveat
 
 

@@ -1,7 +1,7 @@
 """Softmax attention written out, from an adapter's AttentionWeights alone: what a site's own output is compared with.
 
-Letters: B batch, T tokens, D model width, N query heads, M key-value heads, K and V width of a key and a value head, R
-width of the part of a head that the rotary embedding turns.
+Letters: B batch, T tokens, Q those whose output is wanted, D model width, N query heads, M key-value heads, K and V
+width of a key and a value head, R width of the part of a head that the rotary embedding turns, X = N*V.
 """
 
 from __future__ import annotations
@@ -13,38 +13,63 @@ from linearize.protocols import AttentionSite, AttentionWeights
 
 
 def attend(
-    weights: AttentionWeights, site: AttentionSite, x_BTD: Tensor, position: tuple[Tensor, Tensor] | None
+    weights: AttentionWeights,
+    site: AttentionSite,
+    x_BTD: Tensor,
+    position: tuple[Tensor, Tensor] | None,
+    *,
+    sees_BTT: Tensor | None = None,
+    queries_Q: Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """The site's output before the output projection, [B, T, N*V], in float64; every token is real.
+    """The site's output before the output projection, [B, Q, N*V], computed in ``dtype``; every token is real.
 
     Args:
         position: cos and sin [B, T, R] as the decoder passes them.
+        sees_BTT: bool, which token (rows) sees which (columns); B may be 1. None: each sees those before it and
+            itself, inside the window.
+        queries_Q: the tokens whose output is wanted, so that long texts need little memory; None: all, Q = T.
     """
-    x_BTD = x_BTD.double()
-    q_BNTK = _heads(x_BTD, weights.q, weights.q_bias, site.num_heads, weights, weights.q_norm, weights.q_norm_bias)
+    x_BTD = x_BTD.to(dtype)
+    if queries_Q is None:
+        queries_Q = torch.arange(x_BTD.shape[1], device=x_BTD.device)
+    x_BQD = x_BTD[:, queries_Q]
     groups = site.num_key_value_heads
+    q_BNQK = _heads(x_BQD, weights.q, weights.q_bias, site.num_heads, weights, weights.q_norm, weights.q_norm_bias)
     k_BMTK = _heads(x_BTD, weights.k, weights.k_bias, groups, weights, weights.k_norm, weights.k_norm_bias)
     v_BMTV = _heads(x_BTD, weights.v, weights.v_bias, groups, weights, None, None)
     if weights.v_norm_eps is not None:
         v_BMTV = v_BMTV * (v_BMTV.square().mean(-1, keepdim=True) + weights.v_norm_eps).rsqrt()
+    if site.qkv_clip is not None:
+        q_BNQK, k_BMTK, v_BMTV = (part.clamp(-site.qkv_clip, site.qkv_clip) for part in (q_BNQK, k_BMTK, v_BMTV))
     if weights.rope_theta is not None and position is not None:
-        q_BNTK, k_BMTK = (_turn(x, *position, weights.rope_style) for x in (q_BNTK, k_BMTK))
+        cos_BTR, sin_BTR = position
+        q_BNQK = _turn(q_BNQK, cos_BTR[:, queries_Q], sin_BTR[:, queries_Q], weights.rope_style)
+        k_BMTK = _turn(k_BMTK, cos_BTR, sin_BTR, weights.rope_style)
     shared = site.num_heads // groups
     k_BNTK, v_BNTV = (x.repeat_interleave(shared, dim=1) for x in (k_BMTK, v_BMTV))
-    scores_BNTT = q_BNTK @ k_BNTK.transpose(-1, -2) * weights.scale
+    scores_BNQT = q_BNQK @ k_BNTK.transpose(-1, -2) * weights.scale
     if weights.softcap is not None:
-        scores_BNTT = weights.softcap * torch.tanh(scores_BNTT / weights.softcap)
-    tokens = torch.arange(x_BTD.shape[1])
-    behind_TT = tokens[:, None] - tokens[None, :]
-    seen_TT = behind_TT >= 0
-    if weights.window is not None:
-        seen_TT &= behind_TT < weights.window
-    shares_BNTT = scores_BNTT.masked_fill(~seen_TT, -torch.inf).softmax(-1)
-    output_BTX = (shares_BNTT @ v_BNTV).transpose(1, 2).flatten(2)
+        scores_BNQT = weights.softcap * torch.tanh(scores_BNQT / weights.softcap)
+    if sees_BTT is None:
+        sees_BTT = causal(x_BTD.shape[1], weights.window, x_BTD.device)
+    sees_B1QT = sees_BTT[:, None, queries_Q]
+    shares_BNQT = scores_BNQT.masked_fill(~sees_B1QT, -torch.inf).softmax(-1)
+    output_BQX = (shares_BNQT @ v_BNTV).transpose(1, 2).flatten(2)
     if weights.gate is not None:
-        bias = 0.0 if weights.gate_bias is None else weights.gate_bias.double()
-        output_BTX = output_BTX * torch.sigmoid(x_BTD @ weights.gate.double().T + bias)
-    return output_BTX
+        bias = 0.0 if weights.gate_bias is None else weights.gate_bias.to(dtype)
+        output_BQX = output_BQX * torch.sigmoid(x_BQD @ weights.gate.to(dtype).T + bias)
+    return output_BQX
+
+
+def causal(num_tokens: int, window: int | None, device: torch.device | str = "cpu") -> Tensor:
+    """[1, T, T] bool: each token sees itself and those before it, inside the window."""
+    tokens_T = torch.arange(num_tokens, device=device)
+    behind_TT = tokens_T[:, None] - tokens_T[None, :]
+    sees_TT = behind_TT >= 0
+    if window is not None:
+        sees_TT &= behind_TT < window
+    return sees_TT[None]
 
 
 def first_angles(position: tuple[Tensor, Tensor], style: str) -> Tensor:
@@ -63,9 +88,9 @@ def _heads(
     norm: Tensor | None,
     norm_bias: Tensor | None,
 ) -> Tensor:
-    y_BTX = x_BTD @ weight.double().T
+    y_BTX = x_BTD @ weight.to(x_BTD.dtype).T
     if bias is not None:
-        y_BTX = y_BTX + bias.double()
+        y_BTX = y_BTX + bias.to(x_BTD.dtype)
     spans_all_heads = norm is not None and norm.dim() == 1 and num_heads > 1 and norm.numel() == y_BTX.shape[-1]
     if spans_all_heads:
         y_BTX = _norm(y_BTX, weights, norm, norm_bias)
@@ -79,14 +104,14 @@ def _norm(y: Tensor, weights: AttentionWeights, weight: Tensor | None, bias: Ten
     if weights.norm == "layer":
         y = y - y.mean(-1, keepdim=True)
     y = y * (y.square().mean(-1, keepdim=True) + weights.norm_eps).rsqrt()
-    y = y if weight is None else y * weight.double()
-    return y if bias is None else y + bias.double()
+    y = y if weight is None else y * weight.to(y.dtype)
+    return y if bias is None else y + bias.to(y.dtype)
 
 
 def _turn(x_BNTK: Tensor, cos_BTR: Tensor, sin_BTR: Tensor, style: str) -> Tensor:
     """The first R numbers of each head turned pair by pair, the others as they are."""
     width = cos_BTR.shape[-1]
-    cos_B1TX, sin_B1TX = (_one_each(part, style).double().unsqueeze(1) for part in (cos_BTR, sin_BTR))
+    cos_B1TX, sin_B1TX = (_one_each(part, style).to(x_BNTK.dtype).unsqueeze(1) for part in (cos_BTR, sin_BTR))
     turned, rest = x_BNTK[..., :width], x_BNTK[..., width:]
     if style == "interleaved":
         first, second = turned[..., 0::2], turned[..., 1::2]

@@ -3,8 +3,8 @@
 Usual mistakes are undone, alone and a few at a time; those whose undoing reproduces the output are named. Where none
 does, the message says which half of the computation is wrong and which parameters were forgotten.
 
-Letters: B batch, T tokens, D model width, N query heads, M key-value heads, K and V width of a key and a value head, R
-width of the part of a head that the rotary embedding turns.
+Letters: B batch, Q tokens whose output is compared, N query heads, V width of a value head, R width of the part of a
+head that the rotary embedding turns.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from linearize.proof.case import Case
 from linearize.protocols import AttentionSite, AttentionWeights
-from linearize.testing.attention import attend
 
 Style = Literal["half", "interleaved"]
-Change = Callable[[AttentionWeights], AttentionWeights]
+Change = Callable[[Case], Case]
 PARTS = ("q", "k", "v")
 QUICK = 24
 """Tokens on which a repair is tried before it is tried on all."""
@@ -29,53 +29,24 @@ QUICK = 24
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """What would be otherwise, in words that follow "It would be right ", and as a change of the weights."""
+    """What would be otherwise, in words that follow "It would be right ", and as a change of the case."""
 
     words: str
     change: Change
 
 
-NO_REPAIR = Repair("", lambda weights: weights)
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One attention that its weights do not reproduce.
-
-    Attributes:
-        position: cos and sin as the decoder passes them; None without.
-        output_BTX: what the module gave before its output projection, [B, T, N*V].
-        tolerance: of the largest value.
-    """
-
-    weights: AttentionWeights
-    site: AttentionSite
-    attention: nn.Module
-    x_BTD: Tensor
-    position: tuple[Tensor, Tensor] | None
-    output_BTX: Tensor
-    tolerance: float
-
-    def expected(self, weights: AttentionWeights, tokens: int | None = None) -> Tensor:
-        """What ``weights`` would give for the first ``tokens``, [B, T, N*V]."""
-        position = None if self.position is None else (self.position[0][:, :tokens], self.position[1][:, :tokens])
-        return attend(weights, self.site, self.x_BTD[:, :tokens], position)
-
-    def fits(self, weights: AttentionWeights, tokens: int | None = None) -> bool:
-        """Whether they reproduce the output for the first ``tokens``."""
-        expected_BTX = self.expected(weights, tokens)
-        difference_BTX = self.output_BTX[:, :tokens].double() - expected_BTX
-        return bool(difference_BTX.abs().max() <= self.tolerance * expected_BTX.abs().max().clamp_min(1e-6))
+NO_REPAIR = Repair("", lambda case: case)
 
 
 @torch.no_grad()
 def explain(case: Case) -> str:
     """Sentences on what is wrong and what to do about it."""
     for repairs in _combinations(case):
-        weights = case.weights
+        repaired = case
         for repair in repairs:
-            weights = repair.change(weights)
-        if case.fits(weights, QUICK) and case.fits(weights):
+            repaired = repair.change(repaired)
+        # Where tokens see later ones, the first of them say nothing alone.
+        if (repaired.site.own_mask or repaired.fits(QUICK)) and repaired.fits():
             return f"It would be right {', and '.join(repair.words for repair in repairs if repair.words)}."
     found = [_where(case)]
     forgotten = _forgotten(case)
@@ -89,16 +60,16 @@ def explain(case: Case) -> str:
 
 
 def _combinations(case: Case) -> Iterator[tuple[Repair, ...]]:
-    """Single repairs first; then up to one of each kind: which rows of a fused matrix are whose, scale, pairs."""
+    """Single repairs first; then up to one of each kind: whose rows of a fused matrix are, scale, pairs, window."""
     weights, site = case.weights, case.site
     # A reading of the rows is worth trying with other repairs only if its v is right, which the first token shows.
-    readings = [one for one in _readings(weights, site) if case.fits(one.change(weights), 1)]
-    scales, turns = _scales(weights, site), _turns(case)
+    readings = [one for one in _readings(weights, site) if one.change(case).fits(1)]
+    scales, turns, seen = _scales(weights, site), _turns(case), _seen(case)
     every = _moved_pairs(case, all_at_once=True)
-    singles = (scales, turns, every, _moved_pairs(case, all_at_once=False), readings, _others(weights))
+    singles = (scales, turns, seen, every, _moved_pairs(case, all_at_once=False), readings, _others(case))
     for repair in itertools.chain(*singles):
         yield (repair,)
-    kinds = ([NO_REPAIR, *readings], [NO_REPAIR, *scales], [NO_REPAIR, *turns, *every])
+    kinds = ([NO_REPAIR, *readings], [NO_REPAIR, *scales], [NO_REPAIR, *turns, *every], [NO_REPAIR, *seen])
     yield from sorted(itertools.product(*kinds), key=lambda repairs: sum(bool(one.words) for one in repairs))
 
 
@@ -110,7 +81,7 @@ def _scales(weights: AttentionWeights, site: AttentionSite) -> list[Repair]:
         "site.hidden_size ** -0.5": site.hidden_size**-0.5,
     }
     return [
-        Repair(f"with scale = {name} (weights(site) says {weights.scale:.6g})", _set(scale=value))
+        Repair(f"with scale = {name} (weights(site) says {weights.scale:.6g})", _weights(scale=value))
         for name, value in values.items()
         if value != weights.scale
     ]
@@ -121,7 +92,7 @@ def _turns(case: Case) -> list[Repair]:
     weights, repairs = case.weights, []
     if weights.rope_theta is not None:
         words = "with rope_theta = None: this attention does not turn q and k (has_rope = False at the site, too)"
-        repairs.append(Repair(words, _set(rope_theta=None)))
+        repairs.append(Repair(words, _weights(rope_theta=None)))
     styles: tuple[tuple[Style, str], ...] = (
         ("half", "i and i + R/2 of a head (say so at the site, too)"),
         (
@@ -133,24 +104,62 @@ def _turns(case: Case) -> list[Repair]:
     for style, pairs in styles:
         if case.position is not None and (weights.rope_theta is None or style != weights.rope_style):
             words = f'with a rope_theta and rope_style = "{style}": this attention turns together numbers {pairs}'
-            repairs.append(Repair(words, _set(rope_theta=weights.rope_theta or 1.0, rope_style=style)))
+            repairs.append(Repair(words, _weights(rope_theta=weights.rope_theta or 1.0, rope_style=style)))
     return repairs
 
 
-def _others(weights: AttentionWeights) -> list[Repair]:
-    repairs = []
+def _seen(case: Case) -> list[Repair]:
+    """Other windows, and what the decoder's mask shows."""
+    window, repairs = case.weights.window, []
+    sizes = [] if window is None else [window - 1, window + 1]
+    if case.sees_BTT is not None:
+        sizes.append(int(case.sees_BTT[0].sum(-1).max()))
+    if window is not None:
+        repairs.append(Repair("with window = None", _weights(window=None)))
+    for size in dict.fromkeys(sizes):
+        if size > 0 and size != window:
+            words = f"with window = {size}; the query's own token counts"
+            repairs.append(Repair(words, _weights(window=size)))
+    if case.sees_BTT is not None and not case.site.own_mask:
+        words = (
+            "with own_mask = True at the site: the decoder's mask lets some tokens see others than those before them "
+            "(say in caveats() which, since no mixer follows)"
+        )
+        repairs.append(Repair(words, _site(own_mask=True)))
+    return repairs
+
+
+def _others(case: Case) -> list[Repair]:
+    weights, repairs = case.weights, []
     if weights.q_norm is not None or weights.k_norm is not None:
         norm = "layer" if weights.norm == "rms" else "rms"
-        repairs.append(Repair(f'with norm = "{norm}"', _set(norm=norm)))
-    if weights.window is not None:
-        repairs.append(Repair("with window = None", _set(window=None)))
-        for window in (weights.window - 1, weights.window + 1):
-            repairs.append(Repair(f"with window = {window}; the query's own token counts", _set(window=window)))
+        repairs.append(Repair(f'with norm = "{norm}"', _weights(norm=norm)))
+        unnormed = dict.fromkeys(("q_norm", "k_norm", "q_norm_bias", "k_norm_bias"))
+        repairs.append(Repair("without q_norm and k_norm", _weights(**unnormed)))
+        if weights.q_norm is not None and weights.k_norm is not None:
+            more = _weights(q_norm=weights.q_norm + 1, k_norm=weights.k_norm + 1)
+            repairs.append(Repair("with 1 added to q_norm and k_norm", more))
+    if case.site.qkv_clip is None:
+        # What is clamped shows where it is largest: an output is a mean of values.
+        level = float(f"{float(case.found().abs().max()):.4g}")
+        repairs.append(Repair(f"with qkv_clip = {level:g} at the site: q, k and v are clamped", _site(qkv_clip=level)))
+    else:
+        repairs.append(Repair("with qkv_clip = None at the site", _site(qkv_clip=None)))
+    if weights.gate is not None:
+        repairs.append(Repair("with gate = None", _weights(gate=None, gate_bias=None)))
+    if weights.softcap is not None:
+        repairs.append(Repair("with softcap = None", _weights(softcap=None)))
+    if weights.v_norm_eps is not None:
+        repairs.append(Repair("with v_norm_eps = None", _weights(v_norm_eps=None)))
     return repairs
 
 
-def _set(**fields: Any) -> Change:
-    return lambda weights: replace(weights, **fields)
+def _weights(**fields: Any) -> Change:
+    return lambda case: replace(case, weights=replace(case.weights, **fields))
+
+
+def _site(**fields: Any) -> Change:
+    return lambda case: replace(case, site=replace(case.site, **fields))
 
 
 def _moved_pairs(case: Case, *, all_at_once: bool) -> list[Repair]:
@@ -171,9 +180,8 @@ def _moved(names: Sequence[str], key_dim: int, width: int, apart: bool) -> Repai
         pairs = turned.unflatten(1, (-1, 2) if apart else (2, -1)).transpose(1, 2).flatten(1, 2)
         return torch.cat([pairs, rest], 1).flatten(0, 1)
 
-    def change(weights: AttentionWeights) -> AttentionWeights:
-        moved: dict[str, Any] = {name: move(getattr(weights, name)) for name in names}
-        return replace(weights, **moved)
+    def change(case: Case) -> Case:
+        return _weights(**{name: move(getattr(case.weights, name)) for name in names})(case)
 
     order = "2i and 2i + 1 moved to i and i + R/2" if apart else "i and i + R/2 moved to 2i and 2i + 1"
     return Repair(f"with numbers {order} in each head of {', '.join(names)}", change)
@@ -189,17 +197,17 @@ def _readings(weights: AttentionWeights, site: AttentionSite) -> Iterator[Repair
         )
 
         def change(
-            weights: AttentionWeights,
+            case: Case,
             source: tuple[bool, tuple[str, ...]] = (by_group, order),
             target: tuple[bool, tuple[str, ...]] = (other_by_group, other),
-        ) -> AttentionWeights:
+        ) -> Case:
             new: dict[str, Any] = {}
             for ending in ("", "_bias"):
-                parts = {name: getattr(weights, name + ending) for name in PARTS}
+                parts = {name: getattr(case.weights, name + ending) for name in PARTS}
                 if all(part is not None for part in parts.values()):
                     split = _split(_fuse(parts, source[1], source[0], site), target[1], target[0], site)
                     new |= {name + ending: rows for name, rows in split.items()}
-            return replace(weights, **new)
+            return _weights(**new)(case)
 
         yield Repair(words, change)
 
@@ -232,20 +240,19 @@ def _form(order: tuple[str, ...], by_group: bool, site: AttentionSite) -> str:
 def _where(case: Case) -> str:
     """Which half of the computation is wrong; the first token attends to itself alone, so its output is its v."""
     site = case.site
-    found_BTNV, expected_BTNV = (
-        y_BTX.double().unflatten(-1, (site.num_heads, site.value_dim))
-        for y_BTX in (case.output_BTX, case.expected(case.weights))
+    found_BQNV, expected_BQNV = (
+        y_BQX.unflatten(-1, (site.num_heads, site.value_dim)) for y_BQX in (case.found(), case.expected())
     )
-    limit = case.tolerance * float(expected_BTNV.abs().max().clamp_min(1e-6))
-    order = _heads_of(found_BTNV, expected_BTNV, limit)
+    limit = case.tolerance * float(expected_BQNV.abs().max().clamp_min(1e-6))
+    order = _heads_of(found_BQNV, expected_BQNV, limit)
     if order is not None and order != list(range(site.num_heads)):
         return f"Heads 0, 1, ... of the module are heads {', '.join(map(str, order))} of weights(site)."
-    if case.fits(case.weights, 1):
+    if case.fits(1):
         return (
             "The first token, whose output is its own v, is right. So v is, and what is wrong is q or k, a bias or "
             "norm of theirs, scale, rope_theta, rope_style, window or softcap."
         )
-    order = _heads_of(found_BTNV[:, :1], expected_BTNV[:, :1], limit)
+    order = _heads_of(found_BQNV[:, :1], expected_BQNV[:, :1], limit)
     if order is not None:
         shared = site.num_heads // site.num_key_value_heads
         read = ", ".join(str(head // shared) for head in order)
@@ -261,9 +268,9 @@ def _where(case: Case) -> str:
     )
 
 
-def _heads_of(found_BTNV: Tensor, expected_BTNV: Tensor, limit: float) -> list[int] | None:
+def _heads_of(found_BQNV: Tensor, expected_BQNV: Tensor, limit: float) -> list[int] | None:
     """For each head of the module the first one of weights(site) that gives the same; None where some has none."""
-    distance_NN = (found_BTNV.unsqueeze(3) - expected_BTNV.unsqueeze(2)).abs().amax((0, 1, 4))
+    distance_NN = (found_BQNV.unsqueeze(3) - expected_BQNV.unsqueeze(2)).abs().amax((0, 1, 4))
     near_NN = distance_NN <= limit
     return near_NN.long().argmax(1).tolist() if bool(near_NN.any(1).all()) else None
 

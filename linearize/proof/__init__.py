@@ -1,0 +1,1 @@
+"""What a teacher adapter says of its attentions, held against what the model computes."""

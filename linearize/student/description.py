@@ -24,7 +24,7 @@ from linearize.student.convert import converted_sites, linearized_sites
 from linearize.student.mixers import build_mixer, mixer_origin
 
 FORMAT = 2
-"""1: without ``format``, ``dtype`` and ``float32``."""
+"""1: without ``format``, ``dtype`` and ``float32``, and what sites say of clamps, masks and factors of positions."""
 
 
 class NormEntry(Config):
@@ -57,9 +57,14 @@ class SiteEntry(Config):
     qkv_bias: bool = Field(default=False, description="whether any of the q, k and v projections has a bias")
     qk_norm: NormEntry | None = Field(default=None, description="norm of queries and keys; null: none")
     v_norm_eps: float | None = Field(default=None, description="of the values' norm; null: none")
+    qkv_clip: PositiveFloat | None = Field(default=None, description="what q, k and v are clamped to; null: nothing")
     scale: float | None = Field(default=None, description="factor on scores; null: 1/sqrt(key_dim)")
     window: PositiveInt | None = Field(default=None, description="sliding window in tokens; null: none")
     softcap: PositiveFloat | None = Field(default=None, description="soft cap of scores; null: none")
+    own_mask: bool = Field(default=False, description="whether tokens see others than those before them")
+    sharpens_from: NonNegativeInt | None = Field(
+        default=None, description="first token whose query is multiplied by a factor of its position; null: none"
+    )
 
     @classmethod
     def of(cls, site: AttentionSite) -> SiteEntry:

@@ -338,7 +338,16 @@ def test_the_saved_format_has_a_place_for_all_that_a_site_says() -> None:
         num_key_value_heads=2, key_dim=8, value_dim=16,
     )  # fmt: skip
     norm = SiteNorm(kind="layer", over="all", has_bias=True, eps=0.5)
-    changed: dict[str, Any] = {"qk_norm": norm, "v_norm_eps": 0.5, "scale": 2.0, "window": 7, "softcap": 30.0}
+    changed: dict[str, Any] = {
+        "qk_norm": norm,
+        "v_norm_eps": 0.5,
+        "scale": 2.0,
+        "window": 7,
+        "softcap": 30.0,
+        "qkv_clip": 8.0,
+        "own_mask": True,
+        "sharpens_from": 64,
+    }
     for field in dataclasses.fields(AttentionSite):
         default = field.default
         if isinstance(default, (bool, int, str)):

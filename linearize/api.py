@@ -179,7 +179,7 @@ def run(
     from linearize.pipeline.run import run_pipeline
 
     try:
-        return run_pipeline(checked.recipe, checked.adapter, checked.plan, folder, shown)
+        return run_pipeline(checked.recipe, checked.adapter, checked.source, checked.plan, folder, shown)
     finally:
         shown.close()
 

@@ -121,13 +121,14 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
         quieten_libraries()
         hide_weight_bars()
         from linearize import api
+        from linearize.data.bad_record_file import left_out
 
         checked = api.check(recipe, overrides or ())
         plan = checked.plan
         stages = ", ".join(stage.stage.name for stage in plan.stages)
         typer.echo(f"{recipe} is OK: {len(plan.linear)} of {len(plan.sites)} sites become linear; stages: {stages}")
-        for caveat in plan.caveats:
-            typer.echo(f"warning: {caveat}")
+        for warning in filter(None, (*plan.caveats, left_out(checked.source))):
+            typer.echo(f"warning: {warning}")
 
 
 @app.command()
@@ -137,9 +138,13 @@ def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
         quieten_libraries()
         hide_weight_bars()
         from linearize import api
+        from linearize.data.bad_record_file import left_out
 
         checked = api.check(recipe, overrides or ()).with_tokens()
-        ConsoleDisplay().plan(checked.recipe, checked.plan)
+        display = ConsoleDisplay()
+        display.plan(checked.recipe, checked.plan)
+        if text := left_out(checked.source):
+            display.warn(text)
 
 
 @app.command()

@@ -44,7 +44,7 @@ def _run(job: dict[str, Any]) -> None:
     checked = check_recipe(job["tables"], (), Plugins.discover())
     try:
         run_pipeline(
-            checked.recipe, checked.adapter, checked.plan, RunFolder(Path(job["folder"])), display,
+            checked.recipe, checked.adapter, checked.source, checked.plan, RunFolder(Path(job["folder"])), display,
             teacher_answers=Path(job["teacher_answers"]),
         )  # fmt: skip
     finally:

@@ -2,45 +2,42 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from linearize.errors import DataError
-
-logger = logging.getLogger(__name__)
+from linearize.protocols.data import BadRecord
 
 T = TypeVar("T")
 
 NUM_NAMED = 5  # how many bad records one message names; the others are only counted
+LONGEST_DETAIL = 300  # characters of a record's own content in a message; an image's name may be megabytes of base64
 
 
-class BadRecordError(ValueError):
+class BadRecordError(DataError):
     """One record cannot be used.
 
     Attributes:
         fault: the class of the fault, in a few words that are the same for every record with it.
+        detail: what is wrong with this one.
+        counts: whether it counts towards ``max_bad``; False for what the recipe asks to leave out.
     """
 
+    counts = True
+
     def __init__(self, fault: str, detail: str = "") -> None:
-        self.fault = fault
+        if len(detail) > LONGEST_DETAIL:
+            detail = f"{detail[:LONGEST_DETAIL]}... ({len(detail)} characters)"
+        self.fault, self.detail = fault, detail
         super().__init__(f"{fault}: {detail}" if detail else fault)
 
 
-@dataclass(frozen=True, slots=True)
-class BadRecord:
-    """Where a bad record stands and what is wrong with it.
+class LongRecordError(BadRecordError):
+    """One record is longer than the recipe wants any to be."""
 
-    Attributes:
-        line: its first line in the file, from 1, or its row in the dataset, from 0.
-    """
-
-    line: int
-    fault: str
-    reason: str
+    counts = False
 
 
 class BadRecords:
@@ -57,6 +54,7 @@ class BadRecords:
         # A record may take several lines of its file, but a row is a record.
         self._noun = "record" if unit == "line" else unit
         self.num_records = 0
+        self._num_counting = 0
         self._by_line: dict[int, BadRecord] = {}
         self._lock = threading.Lock()  # a prefetching thread and an evaluation may read at the same time
 
@@ -67,8 +65,9 @@ class BadRecords:
         return line in self._by_line
 
     def records(self) -> list[BadRecord]:
-        """All of them, by line."""
-        return sorted(self._by_line.values(), key=lambda record: record.line)
+        """All of them, in the order in which they were found."""
+        with self._lock:
+            return list(self._by_line.values())
 
     @property
     def limit(self) -> int:
@@ -78,13 +77,12 @@ class BadRecords:
         # The tiny addition keeps 0.29 of 100 records from being 28.
         return int(self.max_bad * self.num_records + 1e-6)
 
-    def add(self, line: int, error: BadRecordError) -> bool:
-        """Notes a bad record; False when that line had been noted before."""
+    def add(self, line: int, error: BadRecordError) -> None:
+        """Notes a bad record, once."""
         with self._lock:
-            if line in self._by_line:
-                return False
-            self._by_line[line] = BadRecord(line, error.fault, str(error))
-            return True
+            if line not in self._by_line:
+                self._by_line[line] = BadRecord(self.name, self.unit, line, error.fault, str(error), error.counts)
+                self._num_counting += error.counts
 
     def first_good(
         self, index: int, size: int, line_of: Callable[[int], int], read: Callable[[int], T], *, none_left: str
@@ -109,10 +107,9 @@ class BadRecords:
                 try:
                     return read(place)
                 except BadRecordError as error:
-                    if self.add(line, error):
-                        logger.warning("%s, %s %d skipped: %s", self.name, self.unit, line, error)
+                    self.add(line, error)
             self.check_limit()
-        raise DataError(f"{self.name}: {none_left}.\n{self.first_few()}")
+        raise DataError(f"{self.name}: {none_left}.\n{named(self.records())}")
 
     def check_limit(self, advice: str = "") -> None:
         """Refuses the file when it has more bad records than the limit.
@@ -120,25 +117,32 @@ class BadRecords:
         Raises:
             DataError: names the first few with their numbers and reasons, counts the kinds, and says what to do.
         """
-        if len(self) <= self.limit:
+        if self._num_counting <= self.limit:
             return
         raise DataError(
             f"{self.name}: {self.summary()}; at most {self.limit} may be (data.max_bad = {self.max_bad}).\n"
-            f"{self.first_few()}\n"
+            f"{named(record for record in self.records() if record.counts)}\n"
             f"{advice}Mend or remove these {self._noun}s, or raise data.max_bad to skip them: "
             "a count (10) or a share (0.05)."
         )
 
     def summary(self) -> str:
         """Such as "3 of 100 records are bad (2 image not found, 1 malformed JSON)"."""
-        kinds = Counter(record.fault for record in self._by_line.values())
-        listed = ", ".join(f"{count} {fault}" for fault, count in kinds.most_common())
         verb = f"{self._noun} is" if self.num_records == 1 else f"{self._noun}s are"
-        return f"{len(self)} of {self.num_records} {verb} bad" + (f" ({listed})" if listed else "")
+        kinds = by_fault(self.records())
+        return f"{len(self)} of {self.num_records} {verb} bad" + (f" ({kinds})" if kinds else "")
 
-    def first_few(self) -> str:
-        """The first few, one per line, and how many follow."""
-        lines = [f"  {self.unit} {record.line}: {record.reason}" for record in self.records()[:NUM_NAMED]]
-        if len(self) > NUM_NAMED:
-            lines.append(f"  ... and {len(self) - NUM_NAMED} more")
-        return "\n".join(lines)
+
+def by_fault(records: Iterable[BadRecord]) -> str:
+    """Such as "2 image not found, 1 malformed JSON", the most frequent first."""
+    kinds = Counter(record.fault for record in records)
+    return ", ".join(f"{count} {fault}" for fault, count in kinds.most_common())
+
+
+def named(records: Iterable[BadRecord]) -> str:
+    """The first few by their numbers, one a line, and how many follow."""
+    ordered = sorted(records, key=lambda record: record.line)
+    lines = [f"  {record.unit} {record.line}: {record.reason}" for record in ordered[:NUM_NAMED]]
+    if len(ordered) > NUM_NAMED:
+        lines.append(f"  ... and {len(ordered) - NUM_NAMED} more")
+    return "\n".join(lines)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from linearize.data.bad_records import BadRecordError
-from linearize.data.llava_json import read_image
-from linearize.data.llava_record import LlavaRecord, parse_record, record_to_json
+from linearize.data.images import read_image, to_rgb
+from linearize.data.record import Record, parse_record, record_to_json
 from linearize.errors import DataError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _write(source: DataSource, indices: range, partial: Path, progress: Callable
             names = tuple(f"{IMAGES}/{index:08d}-{number}.png" for number in range(len(conversation.images)))
             records.write(_encode(index, conversation, names))
             for name, image in zip(names, conversation.images, strict=True):
-                _write_image(partial / name, image.convert("RGB"))
+                _write_image(partial / name, to_rgb(image))
             written.update(names)
             if progress is not None:
                 progress(done)
@@ -100,7 +100,7 @@ def _write(source: DataSource, indices: range, partial: Path, progress: Callable
 
 
 def _encode(index: int, conversation: Conversation, names: tuple[str, ...]) -> bytes:
-    record = LlavaRecord(conversation.turns, names, conversation.id, conversation.task)
+    record = Record(conversation.turns, names, conversation.id, conversation.task)
     value = record_to_json(record)
     try:
         came_back = parse_record(value)
@@ -117,7 +117,7 @@ def _encode(index: int, conversation: Conversation, names: tuple[str, ...]) -> b
 def _write_image(path: Path, image: Image.Image) -> None:
     if path.exists():
         try:
-            there = read_image(path)
+            there = read_image(path, str(path))
         except BadRecordError:
             pass  # torn by a kill: written anew below
         else:

@@ -39,11 +39,14 @@ def scan_entries(path: Path) -> Iterator[Entry]:
     array is held in memory while it is scanned.
 
     Raises:
-        DataError: the file cannot be read, or it is an array that is malformed somewhere (named by line and column).
+        DataError: the file cannot be read, is not in UTF-8, or is an array that is malformed somewhere (named by line
+            and column).
     """
     try:
         with path.open("rb") as handle:
-            head = handle.read(4096).removeprefix(_BOM).lstrip()
+            start = handle.read(4096)
+        _refuse_encoding(path, start)
+        head = start.removeprefix(_BOM).lstrip()
         if head.startswith(b"["):
             yield from _scan_array(path)
         else:
@@ -65,6 +68,14 @@ def read_entry(path: Path, offset: int, length: int) -> object:
     with path.open("rb") as handle:
         handle.seek(offset)
         return json.loads(handle.read(length))
+
+
+def _refuse_encoding(path: Path, start: bytes) -> None:
+    """UTF-16 and UTF-32 show by their byte-order mark, or by the zeros in a first character that JSON begins with."""
+    encoding = json.detect_encoding(start).upper()
+    if not encoding.startswith("UTF-8"):
+        text = f"'{path}' is in {encoding}; expected UTF-8. Convert it: iconv -f {encoding[:6]} -t UTF-8"
+        raise DataError(text, option="path", found=str(path))
 
 
 def _scan_lines(path: Path) -> Iterator[Entry]:
@@ -121,7 +132,9 @@ def _scan_array(path: Path) -> Iterator[Entry]:
         rest = _skip_space(text, position + 1)
         if rest != len(text):
             raise json.JSONDecodeError("something follows the array", text, rest)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        if not isinstance(error, json.JSONDecodeError):  # nested too deeply, or a number of thousands of digits
+            raise DataError(f"{path}, the record after line {line}: {error}. {_ARRAY_ADVICE}") from error
         raise DataError(
             f"{path}, line {error.lineno}, column {error.colno}: {error.msg.removesuffix(' at')}. {_ARRAY_ADVICE}"
         ) from error

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from linearize.data.bad_record_file import BadRecordFile
 from linearize.data.stream import SampleStream
 from linearize.distill.checkpoint import read_latest, write_json
 from linearize.distill.loop import StageContext, load_mixer_tensors, run_stage
@@ -24,7 +25,7 @@ from linearize.files.run_folder import RunFolder, disk_errors, is_first_process
 from linearize.pipeline.display import Display
 from linearize.pipeline.environment import describe_environment
 from linearize.plan.plan import Plan, StagePlan
-from linearize.protocols import TeacherAdapter
+from linearize.protocols import Conversation, DataSource, TeacherAdapter
 from linearize.recipe.load import LoadedRecipe, fingerprint
 from linearize.report.branch_table import branch_warnings
 from linearize.report.page import write_report
@@ -44,6 +45,7 @@ class RunResult:
 def run_pipeline(
     recipe: LoadedRecipe,
     adapter: TeacherAdapter,
+    source: DataSource,
     plan: Plan,
     folder: RunFolder,
     display: Display,
@@ -52,6 +54,7 @@ def run_pipeline(
     """Seeds, distils, evaluates, saves and reports; goes on from wherever an earlier process stopped.
 
     Args:
+        source: of the training's conversations.
         teacher_answers: the folder in which several runs, one after another or at the same time, share what
             one teacher answers.
 
@@ -77,7 +80,7 @@ def run_pipeline(
         if accelerator.is_main_process:
             write_json(folder.seeding, {"teacher_sha256": teacher, **summarise(reports)})
         display.plan(recipe, plan, model, accelerator.device)
-        key = _run_stages(recipe, adapter, plan, folder, display, accelerator, model)
+        key = _run_stages(recipe, adapter, source, plan, folder, display, accelerator, model)
         if accelerator.is_main_process:
             _cast_mixers(recipe, model)
             shared = None
@@ -147,6 +150,7 @@ def _same_teacher(folder: RunFolder, model: nn.Module) -> str:
 def _run_stages(
     recipe: LoadedRecipe,
     adapter: TeacherAdapter,
+    source: DataSource,
     plan: Plan,
     folder: RunFolder,
     display: Display,
@@ -154,8 +158,16 @@ def _run_stages(
     model: nn.Module,
 ) -> str:
     """Runs what is left of the stages and returns the key of the last one; the model then holds its result."""
-    source = recipe.components["data"].build()
+    is_main = accelerator.is_main_process
+    left_out = BadRecordFile(folder.path, rank=accelerator.process_index, warn=display.warn if is_main else None)
+    left_out.follow(source)
     stream = SampleStream(source, seed=recipe.recipe.run.seed, shuffle=getattr(source, "shuffle", False))
+
+    def draw(sample: int) -> Conversation:
+        conversation = stream[sample]
+        left_out.follow(source)
+        return conversation
+
     key = _first_key(recipe)
     first_sample = 0
     for number, planned in enumerate(plan.stages):
@@ -169,7 +181,7 @@ def _run_stages(
                 accelerator=accelerator,
                 plan=planned,
                 objective=recipe.components[f"stages.{number}.objective"].build(),
-                draw=stream.__getitem__,
+                draw=draw,
                 num_tokens=adapter.num_tokens,
                 collate=adapter.batch,
                 first_sample=first_sample,

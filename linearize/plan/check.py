@@ -13,7 +13,7 @@ from linearize.plan.plan import CheckedRecipe, Plan, StagePlan
 from linearize.plan.roles import asked_roles, check_roles_of_stand_in, select_parameters
 from linearize.plan.trials import try_benchmark, try_data
 from linearize.plugin.discovery import Plugins
-from linearize.protocols import AttentionSite, Layout, TeacherAdapter
+from linearize.protocols import AttentionSite, Layout, LeavesOut, TeacherAdapter
 from linearize.recipe.load import MIXER, Draft, draft_recipe, finish_draft, site_mixer_path
 from linearize.recipe.model import RunTable
 from linearize.recipe.site_ranges import site_ranges
@@ -52,14 +52,18 @@ def check_draft(draft: Draft) -> CheckedRecipe:
     else:
         check_roles_of_stand_in(draft, sites[0] if sites else None)
     _build(draft, "student.seeder")
-    try_data(draft, _build(draft, "data"))
+    source = _build(draft, "data")
+    try_data(draft, source)
+    if adapter is not None and isinstance(source, LeavesOut):
+        source.fit_to(adapter.num_tokens)
     for path in [path for path in draft.components if path.startswith("evaluate.")]:
         try_benchmark(draft, path, _build(draft, path))
     recipe = finish_draft(draft)
     assert adapter is not None
     assert linear is not None
     assert mixers is not None
-    return CheckedRecipe(recipe, adapter, Plan(tuple(sites), linear, mixers, tuple(stages), caveats))
+    plan = Plan(tuple(sites), linear, mixers, tuple(stages), caveats)
+    return CheckedRecipe(recipe, adapter, source, plan)
 
 
 def caveats_of(adapter: TeacherAdapter) -> tuple[str, ...]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from linearize.plan.mixers import SiteMixers
-from linearize.protocols import AttentionSite, TeacherAdapter
+from linearize.protocols import AttentionSite, DataSource, LeavesOut, TeacherAdapter
 from linearize.recipe.load import LoadedRecipe
 from linearize.recipe.model import Stage
 
@@ -71,23 +70,24 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class CheckedRecipe:
-    """A recipe without problems, its teacher's adapter (nothing loaded yet) and what it would do."""
+    """A recipe without problems, its teacher's adapter (nothing loaded yet), its data, and what it would do."""
 
     recipe: LoadedRecipe
     adapter: TeacherAdapter
+    source: DataSource
     plan: Plan
 
     def with_tokens(self) -> CheckedRecipe:
         """The same with the tokens of each stage estimated; draws a few conversations of the recipe's data."""
-        data = self.recipe.components["data"]
-        with data.guarded():
-            return dataclasses.replace(self, plan=_with_tokens(self.plan, data.build(), self.adapter))
+        with self.recipe.components["data"].guarded():
+            return dataclasses.replace(self, plan=_with_tokens(self.plan, self.source, self.adapter))
 
 
-def _with_tokens(plan: Plan, source: Any, adapter: TeacherAdapter) -> Plan:
+def _with_tokens(plan: Plan, source: DataSource, adapter: TeacherAdapter) -> Plan:
     """The plan with each stage's tokens, from the mean length of a few conversations of the data."""
     size = SAMPLES_FOR_TOKENS if source.size is None else min(SAMPLES_FOR_TOKENS, source.size)
-    per_conversation = sum(adapter.num_tokens(source[index]) for index in range(size)) / size
+    draw = source.outline if isinstance(source, LeavesOut) else source.__getitem__
+    per_conversation = sum(adapter.num_tokens(draw(index)) for index in range(size)) / size
     stages = (
         dataclasses.replace(planned, tokens=round(per_conversation * planned.stage.batch_size * planned.stage.steps))
         for planned in plan.stages

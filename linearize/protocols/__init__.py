@@ -5,7 +5,7 @@ from __future__ import annotations
 from linearize.protocols.batch import TOKEN_IMAGE, TOKEN_PAD, TOKEN_TEXT, Batch
 from linearize.protocols.benchmark import Benchmark
 from linearize.protocols.conversation import IMAGE_MARK, Conversation, Turn
-from linearize.protocols.data import DataSource, ShuffledSource
+from linearize.protocols.data import BadRecord, DataSource, LeavesOut, ShuffledSource
 from linearize.protocols.format import CheckpointFormat
 from linearize.protocols.layout import Layout
 from linearize.protocols.mixer import AveragingMixer, BranchedMixer, Mixer, SeedStyle, State
@@ -22,6 +22,7 @@ __all__ = [
     "AttentionSite",
     "AttentionWeights",
     "AveragingMixer",
+    "BadRecord",
     "Batch",
     "Benchmark",
     "BranchedMixer",
@@ -29,6 +30,7 @@ __all__ = [
     "Conversation",
     "DataSource",
     "Layout",
+    "LeavesOut",
     "Mixer",
     "PublishedCheckpoint",
     "Schedule",

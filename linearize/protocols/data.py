@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from linearize.protocols.conversation import Conversation
+
+
+@dataclass(frozen=True, slots=True)
+class BadRecord:
+    """Where a record that cannot be used stands, and what is wrong with it.
+
+    Attributes:
+        source: the file or dataset.
+        unit: what ``line`` counts: lines of a file, or rows of a table.
+        line: its first line in the file, from 1, or its row in the dataset, from 0.
+        fault: the class of the fault, in a few words that are the same for every record with it.
+        counts: whether it counts towards what the recipe puts up with.
+    """
+
+    source: str
+    unit: str
+    line: int
+    fault: str
+    reason: str
+    counts: bool = True
 
 
 class DataSource(Protocol):
@@ -22,3 +44,23 @@ class ShuffledSource(Protocol):
 
     shuffle: bool
     """Whether each pass goes through the conversations in a new order; without this member: in their own."""
+
+
+@runtime_checkable
+class LeavesOut(Protocol):
+    """What a data source offers besides, when records of it may turn out to be of no use.
+
+    Such a record gives way to the next good one, always the same. The run keeps the account in its folder.
+    """
+
+    def fit_to(self, num_tokens: Callable[[Conversation], int]) -> None:
+        """From now on leaves out what ``num_tokens`` raises DataError for, and what it finds longer than is wanted."""
+        ...
+
+    def outline(self, index: int) -> Conversation:
+        """``self[index]`` with blank images of the right sizes; decodes none."""
+        ...
+
+    def bad_records(self) -> Sequence[BadRecord]:
+        """What was left out so far, in the order in which it was found."""
+        ...

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from linearize.data.bad_record_file import read_bad_records
 from linearize.errors import RunError
 from linearize.files.run_folder import COMPARISON
 from linearize.files.store import read_json
@@ -49,6 +50,7 @@ class RunRecord:
     Attributes:
         recipe_text: the resolved recipe as it stands in the folder; "" without one.
         evaluation: the evaluation's summary; None when the run was not evaluated.
+        bad_records: the lines of its bad_records.jsonl, each record once.
         examples: questions with both models' answers; paths of images are relative to ``path``/evaluation.
     """
 
@@ -59,6 +61,7 @@ class RunRecord:
     stages: Sequence[StageRecord]
     evaluation: Mapping[str, Any] | None
     examples: Sequence[Mapping[str, Any]]
+    bad_records: Sequence[Mapping[str, Any]] = ()
 
     @property
     def name(self) -> str:
@@ -92,6 +95,7 @@ def read_run(path: Path) -> RunRecord:
         stages=_read_stages(path / "stages"),
         evaluation=evaluation if isinstance(evaluation, dict) else None,
         examples=read_json(path / "evaluation" / "examples.json") or [],
+        bad_records=read_bad_records(path),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def build_results(run: RunRecord) -> dict[str, Any]:
         "run": run.name,
         **{key: evaluation.get(key) for key in EVALUATION_KEYS},
         "stages": [dict(stage.done) for stage in run.stages if stage.done is not None],
+        "bad_records": dict(Counter(record["fault"] for record in run.bad_records).most_common()),
         "environment": dict(run.environment),
     }
 

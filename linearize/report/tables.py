@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from linearize.report.branch_table import CAPTION, HEAD, branch_rows, branch_warnings
-from linearize.wording import ABSENT, change, duration, percent, percent_interval, quantity, short_count
+from linearize.wording import ABSENT, change, counted, duration, percent, percent_interval, quantity, short_count
 
 SETTLED = 0.9
 """A layer stage whose mean error ends above this fraction of where it began is said to have hardly moved."""
@@ -64,6 +64,8 @@ def markdown_report(results: Mapping[str, Any], charts: Mapping[str, str]) -> st
         lines += ["## Stages", ""]
         head = ("stage", "objective", "steps", "tokens", "time", "trained parameters", "loss", "mean site error")
         lines += [*_markdown_table(head, [stage_cells(stage) for stage in results["stages"]]), ""]
+    if note := bad_records_note(results):
+        lines += [note, ""]
     for file, text in charts.items():
         lines += [f"![{text}]({file})", ""]
     return "\n".join(lines)
@@ -118,6 +120,15 @@ def stage_remark(stage: Mapping[str, Any]) -> str:
     else:
         moved = f"{'hardly moves' if last > SETTLED * first else 'moves'} the sites towards the teacher"
     return f"{moved}; {at_worst}"
+
+
+def bad_records_note(results: Mapping[str, Any]) -> str:
+    """What of the training data the run left out, and where each record is named; "" where it left out none."""
+    faults = results.get("bad_records") or {}
+    if not faults:
+        return ""
+    kinds = ", ".join(f"{count} {fault}" for fault, count in faults.items())
+    return f"{counted(sum(faults.values()), 'record')} of the training data left out: {kinds}. See bad_records.jsonl."
 
 
 def mean_error(sites: Mapping[str, float] | None) -> float | None:

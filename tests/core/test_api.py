@@ -64,7 +64,7 @@ def test_checking_leaves_the_callers_tables_alone(tables: dict[str, Any]) -> Non
 def test_a_run_goes_to_runs_below_the_current_directory(started: list[Any], tables: dict[str, Any]) -> None:
     with pytest.raises(Stopped):
         api.run(tables, ["run.seed=4"])
-    recipe, _, plan, folder, _ = started
+    recipe, _, _, plan, folder, _ = started
     assert recipe.recipe.run.seed == 4
     assert len(plan.stages) == 2
     assert folder.path == Path("runs/tiny")

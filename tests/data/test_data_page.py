@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from linearize.data.llava_json import LlavaJsonConfig
-from linearize.data.llava_record import parse_record
+from linearize.data.record import parse_record
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from typer.testing import CliRunner
 
 from linearize.cli.app import app
 
-NO_QUESTIONS = {"evaluate.benchmarks": []}
+NO_QUESTIONS: dict[str, Any] = {"evaluate.benchmarks": []}
 
 
 @pytest.fixture(scope="module")
@@ -58,16 +57,29 @@ def spoilt(exported: Path, tmp_path: Path) -> Path:
 
 
 def test_bad_records_are_named_counted_and_skipped_up_to_the_limit(
-    demo: Any, exported: Path, spoilt: Path, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
-    with caplog.at_level(logging.WARNING):
-        run, _ = demo.run(monkeypatch, tmp_path, _from(spoilt, images=str(exported), max_bad=3))
+    demo: Any, exported: Path, spoilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, told = demo.run(monkeypatch, tmp_path, _from(spoilt, images=str(exported), max_bad=3))
     assert (run / "done.json").exists()
-    assert "3 of 52 records are bad (" in caplog.text
-    for said in ("1 image not found", "1 malformed JSON", "line 3: image not found: images/gone.png", "line 5: malf",
-                 "line 7: "):  # fmt: skip
-        assert said in caplog.text, caplog.text
+    [warning] = [text for text in told.warnings if "skipped" in text]
+    for said in ("3 records skipped (", "1 image not found", "1 malformed JSON", "line 5: malf", "line 7: ",
+                 "line 3: image not found: images/gone.png"):  # fmt: skip
+        assert said in warning, warning
+    lines = [json.loads(line) for line in (run / "bad_records.jsonl").read_text().splitlines()]
+    assert [(line["source"], line["index"]) for line in lines] == [(str(spoilt), number) for number in (3, 5, 7)]
+    assert lines[0]["reason"] == "image not found: images/gone.png"
+    results = json.loads((run / "report" / "results.json").read_text())
+    assert results["bad_records"] == {
+        "image not found": 1, "malformed JSON": 1, "wrong number of <image> marks": 1,
+    }  # fmt: skip
+    for page in ("index.html", "report.md"):
+        assert "3 records of the training data left out: 1 image not found" in (run / "report" / page).read_text()
+
+    (run / "evaluation").mkdir()
+    demo.unfinish(run, 3)
+    _, again = demo.run(monkeypatch, tmp_path, _from(spoilt, images=str(exported), max_bad=3))
+    assert [text for text in again.warnings if "skipped" in text] == []
+    assert [json.loads(line) for line in (run / "bad_records.jsonl").read_text().splitlines()] == lines
 
 
 def test_one_bad_record_more_than_the_limit_stops_the_run_before_it_begins(

@@ -41,7 +41,7 @@ from ablation_page import Row, write_outcome
 
 import linearize.api
 from linearize.errors import LinearizeError
-from linearize.recipe.load import fingerprint
+from linearize.files.names import fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
 CALIBRATION_BLOCKS = 6

@@ -173,7 +173,7 @@ def run(
     if fresh and folder.path.exists() and is_first_process():
         with folder.locked():
             shown.note(f"the old run is kept in {folder.set_aside()}")
-    if not folder.done.exists():
+    if not folder.is_whole():
         checked = checked.with_tokens()
 
     from linearize.pipeline.run import run_pipeline

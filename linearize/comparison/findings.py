@@ -16,7 +16,7 @@ from linearize.comparison.folder import ComparisonFolder
 from linearize.comparison.noise import Estimate, TaskOutcomes, difference, mean_retention, retention
 from linearize.comparison.running import Failure
 from linearize.evaluate.scores import Interval
-from linearize.files.store import read_json
+from linearize.files.json_file import read_json
 from linearize.report.branch_table import branch_warnings
 from linearize.report.records import StageRecord, read_run
 

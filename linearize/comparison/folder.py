@@ -18,8 +18,8 @@ from pathlib import Path
 
 from linearize.comparison.cells import Cell, Comparison
 from linearize.errors import RunError
+from linearize.files.json_file import read_json, write_json
 from linearize.files.run_folder import COMPARISON, RunFolder, differences
-from linearize.files.store import read_json, write_json
 
 
 class ComparisonFolder:
@@ -49,7 +49,8 @@ class ComparisonFolder:
         """Whether a run reached its end and is this recipe's; a worker says what is wrong with any other one."""
         run = self.run(cell, seed)
         try:
-            return run.done.exists() and tomllib.loads(run.recipe.read_text(encoding="utf-8")) == cell.tables(seed)
+            before = tomllib.loads(run.recipe.read_text(encoding="utf-8"))
+            return run.is_whole() and cell.checked.recipe.completed(before) == cell.tables(seed)
         except (OSError, ValueError):
             return False
 

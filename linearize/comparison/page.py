@@ -11,7 +11,7 @@ from typing import Any
 from linearize.comparison import table
 from linearize.comparison.findings import ComparisonResult, DialPoint, Difference
 from linearize.comparison.noise import Estimate
-from linearize.files.store import write_json
+from linearize.files.json_file import write_json
 from linearize.files.whole_file import write_text
 from linearize.report.page import Chart, data_url, flat, render
 from linearize.wording import counted

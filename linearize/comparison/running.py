@@ -15,9 +15,9 @@ from typing import Any
 from linearize.comparison.cells import Cell, Comparison
 from linearize.comparison.folder import ComparisonFolder
 from linearize.errors import RunError
-from linearize.files.store import read_json, write_json
+from linearize.files.json_file import read_json, write_json
+from linearize.files.names import fingerprint
 from linearize.pipeline.display import Display
-from linearize.recipe.load import fingerprint
 
 LOG_LINES = 12
 """Lines at the end of a log that are shown of a process that could not say why it ended."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from linearize.errors import LinearizeError
-from linearize.files.store import write_json
+from linearize.files.json_file import write_json
 from linearize.pipeline.display import ConsoleDisplay
 
 

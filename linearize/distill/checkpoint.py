@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,8 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from linearize.distill.finite import not_finite
 from linearize.errors import RunError
-from linearize.files.whole_file import write_text
+from linearize.files.names import file_sha256
 
 KEPT = 2
 PREFIX = "step-"
@@ -55,7 +55,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         save_file({k: v.contiguous() for k, v in checkpoint.weights.items()}, partial / "weights.safetensors")
         save_file({k: v.contiguous() for k, v in checkpoint.optimizer.items()}, partial / "optimizer.safetensors")
         (partial / "progress.json").write_text(json.dumps(checkpoint.progress), encoding="utf-8")
-        hashes = {path.name: _sha256(path) for path in sorted(partial.iterdir())}
+        hashes = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
         manifest = {"step": checkpoint.step, "sha256": hashes}
         (partial / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
         for path in partial.iterdir():
@@ -81,7 +81,7 @@ def read_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         try:
             found = _read(path)
             break
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             damaged.append(f"checkpoint {path} is damaged ({error})")
     instead = "no other is whole, so the stage starts over" if found is None else f"step {found.step} is used instead"
     return found, [f"{line}; {instead}" for line in damaged]
@@ -92,24 +92,23 @@ def _read(path: Path) -> Checkpoint:
     if path.name != f"{PREFIX}{manifest['step']:08d}":
         raise ValueError(f"manifest.json is of step {manifest['step']}")
     for name, expected in manifest["sha256"].items():
-        found = _sha256(path / name)
+        found = file_sha256(path / name)
         if found != expected:
             raise ValueError(f"{name} has hash {found[:12]}, {expected[:12]} was written")
-    return Checkpoint(
+    checkpoint = Checkpoint(
         step=int(manifest["step"]),
         weights=load_file(path / "weights.safetensors"),
         optimizer=load_file(path / "optimizer.safetensors"),
         progress=json.loads((path / "progress.json").read_text(encoding="utf-8")),
     )
+    # Versions before 0.2 wrote what a diverged step left.
+    if bad := not_finite(checkpoint.weights | checkpoint.optimizer):
+        raise ValueError(f"{bad[0]} is not finite")
+    return checkpoint
 
 
 def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:
@@ -118,17 +117,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that a reader sees the old file or the new one, never a part.
-
-    Raises:
-        RunError: the disk is full or not writable.
-    """
-    try:
-        write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise RunError(
-            f"cannot write {path}: {error}. Make room or fix the permissions, then type the same command again"
-        ) from error

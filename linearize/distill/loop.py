@@ -14,16 +14,18 @@ from torch import Tensor, nn
 
 from linearize.data.prefetch import prefetch
 from linearize.data.stream import micro_batches
-from linearize.distill.checkpoint import Checkpoint, read_latest, write_checkpoint, write_json
+from linearize.distill.checkpoint import Checkpoint, read_latest, write_checkpoint
+from linearize.distill.finite import FiniteWatch, keep_batch, not_finite
 from linearize.distill.losses import SiteError
 from linearize.distill.metrics import Progress, StageLog
 from linearize.distill.objectives import Measured, Objective
 from linearize.distill.optimize import StageOptimizer
 from linearize.errors import RunError
+from linearize.files.json_file import write_sealed
+from linearize.files.names import fingerprint
 from linearize.plan.plan import StagePlan
 from linearize.protocols import Batch
 from linearize.protocols.conversation import Conversation
-from linearize.recipe.load import fingerprint
 from linearize.student.convert import linearized_sites
 
 
@@ -107,16 +109,20 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     optimizer = StageOptimizer(stage, trained, _decay_constants(context.model))
     progress = _resume(context, optimizer)
     log = StageLog(context.folder, progress, writes=context.accelerator.is_main_process)
+    watch = FiniteWatch(trained)
     with prefetch(_steps(context, progress.step), depth=2) as steps, _training(context):
         for batches in steps:
             # What a mixer draws while it trains depends on the step alone, so a resumed run draws it again.
             torch.manual_seed(int(fingerprint([context.key, progress.step, context.accelerator.process_index]), 16))
             measured, tokens = _gradients(context, batches, trained)
+            watch.before_update(measured.loss)
             lr = optimizer.step(progress.step)
             log.add(measured, tokens)
+            watch.after_update(progress.step)
             is_last = progress.step == stage.steps
             is_checkpoint = is_last or progress.step % context.checkpoint_every == 0
             if is_checkpoint or progress.step % context.log_every == 0:
+                _refuse_bad_step(context, watch)
                 line = log.line(lr)
                 if context.accelerator.is_main_process:
                     log.write(line)
@@ -229,11 +235,68 @@ def _sum_site_errors(accelerator: Accelerator, step: Measured, sites: Sequence[i
         error.squared_error, error.variance = squared_error, variance
 
 
-def _save(context: StageContext, optimizer: StageOptimizer, progress: Progress) -> None:
+def _refuse_bad_step(context: StageContext, watch: FiniteWatch) -> None:
+    """Keeps the batch of the first step that was not finite, and ends the run there.
+
+    Raises:
+        RunError: there was one; names it, its sites, and how to go on from the last checkpoint.
+    """
+    bad = watch.first()
+    if bad is None:
+        return
+    stage, start = context.plan.stage, context.first_sample + (bad.step - 1) * context.plan.stage.batch_size
+    samples = range(start, start + stage.batch_size)
+    kept = context.folder / f"bad-step-{bad.step:08d}"
     if context.accelerator.is_main_process:
-        state = Checkpoint(progress.step, mixer_tensors(context.model), optimizer.state_tensors(), progress.state())
+        own = [context.draw(sample) for sample in samples]
+        groups = micro_batches(own, context.num_tokens, max_padding=stage.max_padding, max_tokens=stage.max_tokens)
+        keep_batch(kept, samples, [context.collate(group) for group in groups])
+    befallen = f"the {bad.what} of {_site_list(bad.sites())}" if bad.parameters else "the loss"
+    raise RunError(
+        f"training diverged in stage '{stage.name}': {befallen} was not finite at step {bad.step}. Its samples "
+        f"{samples.start}..{samples.stop - 1} are kept in {kept}. {_way_on(context)}"
+    )
+
+
+def _refuse_bad_state(context: StageContext, state: Checkpoint) -> None:
+    """Raises RunError where weights or moments are not finite, though no loss, gradient or update was."""
+    names = not_finite(state.weights)
+    what = "weights" if names else "optimizer state"
+    names = names or not_finite(state.optimizer)
+    if names:
+        raise RunError(
+            f"training diverged in stage '{context.plan.stage.name}': after step {state.step} the {what} "
+            f"({', '.join(names[:4])}) is not finite, so no checkpoint was written. {_way_on(context)}"
+        )
+
+
+def _way_on(context: StageContext) -> str:
+    """What to do about a stage that diverged."""
+    stage = context.plan.stage
+    clip = "" if stage.clip is not None else f" or set stages.{stage.name}.clip,"
+    checkpoint, _ = read_latest(context.folder / "checkpoints")
+    place = "the start of the stage" if checkpoint is None else f"its checkpoint of step {checkpoint.step}"
+    return (
+        f"Lower stages.{stage.name}.lr (now {stage.lr:g}),{clip} and type the command again: it goes on from {place} "
+        "with the new value; finished stages stay"
+    )
+
+
+def _site_list(sites: Sequence[int]) -> str:
+    shown = ", ".join(map(str, sites[:8])) + (", ..." if len(sites) > 8 else "")
+    return f"site {shown}" if len(sites) == 1 else f"sites {shown}"
+
+
+def _save(context: StageContext, optimizer: StageOptimizer, progress: Progress) -> None:
+    state = Checkpoint(progress.step, mixer_tensors(context.model), optimizer.state_tensors(), progress.state())
+    _refuse_bad_state(context, state)
+    if context.accelerator.is_main_process:
         write_checkpoint(context.folder / "checkpoints", state)
     context.accelerator.wait_for_everyone()
+
+
+SUMMARY_KEYS = frozenset({"name", "objective", "steps", "seconds", "tokens", "first_loss", "last_loss"})
+"""What everybody who reads a stage's summary counts on."""
 
 
 def _finish(context: StageContext, progress: Progress) -> dict[str, Any]:
@@ -251,5 +314,5 @@ def _finish(context: StageContext, progress: Progress) -> dict[str, Any]:
         "sites": progress.last_sites,
     }
     if context.accelerator.is_main_process:
-        write_json(context.folder / "done.json", summary)
+        write_sealed(context.folder / "done.json", summary)
     return summary

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -71,17 +71,8 @@ class StageLog:
             self.progress.first_loss, self.progress.first_sites = _summary([measured])
 
     def line(self, lr: float) -> dict[str, Any]:
-        """The means since the last line, as a line of metrics.jsonl.
-
-        Raises:
-            RunError: the loss is not a finite number.
-        """
+        """The means since the last line, as a line of metrics.jsonl."""
         loss, sites = _summary(self._window)
-        if not math.isfinite(loss):
-            raise RunError(
-                f"training diverged: the loss is {loss} at step {self.progress.step}. "
-                f"Lower the stage's lr (now {lr:g}) or clip, and start with --fresh"
-            )
         self.progress.last_loss, self.progress.last_sites = loss, sites
         now, before = (time.perf_counter(), self.progress.tokens), self._mark
         self._mark, self._window = now, []
@@ -103,7 +94,7 @@ class StageLog:
         """
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps(line, allow_nan=False) + "\n")
         except OSError as error:
             raise RunError(
                 f"cannot write {self.path}: {error}. Make room or fix the permissions, then type the same command again"
@@ -120,16 +111,12 @@ def _summary(window: Sequence[Measured]) -> tuple[float, dict[str, float]]:
 
 
 def _keep_lines(path: Path, step: int) -> None:
-    """Drops lines of later steps, and a line that a kill cut short."""
+    """Drops lines of later steps, and damaged ones, such as a line that a kill cut short."""
     if not path.exists():
         return
     kept = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            break
-        if line["step"] > step:
-            break
-        kept.append(text)
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            if int(json.loads(text)["step"]) <= step:
+                kept.append(text)
     write_text(path, "".join(f"{text}\n" for text in kept))

@@ -3,6 +3,7 @@ P positions that predict an answer token, W vocabulary."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from torch.nn import functional
 
 from linearize.distill.losses import kl_sum
+from linearize.errors import RunError
 from linearize.evaluate.modes import inference
 from linearize.evaluate.order import length_ordered_batches
 from linearize.student.convert import teacher_route
@@ -66,6 +68,9 @@ def measure_agreement(
 
     Args:
         progress: called after each batch with the number of conversations in it.
+
+    Raises:
+        RunError: the divergence is not finite.
     """
     total = Agreement()
     with inference(model):
@@ -76,6 +81,12 @@ def measure_agreement(
             total += compare_logits(teacher_PW, answer_logits(model, batch))
             if progress is not None:
                 progress(len(indices))
+    if not math.isfinite(total.kl_sum):
+        raise RunError(
+            f"the KL divergence between teacher and student over {total.tokens} answer tokens is {total.kl_sum}, "
+            "though all trained weights are finite: a model's logits overflow in this dtype. "
+            "Use run.dtype = 'float32' or 'bfloat16'"
+        )
     return total
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from linearize.files.store import file_name
+from linearize.files.names import file_name
 from linearize.files.whole_file import written_whole
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from linearize.evaluate.answers import generate_answers
 from linearize.evaluate.branch_analysis import BranchMeasures, SiteSums, describe_branches, measure_branches
 from linearize.evaluate.examples import keep_examples
 from linearize.evaluate.scores import TaskScore, average_retention
-from linearize.files.store import file_name, fingerprint, read_json, write_json
+from linearize.files.json_file import read_sealed, write_json, write_sealed
+from linearize.files.names import file_name
 from linearize.student.branches import branch_names, without_branch
 from linearize.student.convert import teacher_route
 
@@ -134,7 +135,7 @@ def evaluate(
         "branches": work.branches(looked_at, names) if names else None,
     }
     write_json(folder / "examples.json", examples)
-    write_json(folder / "summary.json", {"key": key, **summary})
+    write_sealed(folder / "summary.json", {"key": key, **summary})
     return summary
 
 
@@ -237,7 +238,7 @@ class _Work:
             self.counter.add(label, len(item.questions))
         for (path, due), one in zip(places, stored, strict=True):
             if one is None:
-                write_json(path, {**due, "answers": answers})
+                write_sealed(path, {**due, "answers": answers})
         return answers
 
     def _ask(self, item: Asked, role: str, label: str, without: str) -> list[dict[str, Any]]:
@@ -268,7 +269,7 @@ class _Work:
             self.model, self.adapter, item.questions, batch_size=self.batch_size,
             progress=lambda count: self.counter.add(label, count),
         )  # fmt: skip
-        write_json(path, {**identity, "agreement": asdict(agreement)})
+        write_sealed(path, {**identity, "agreement": asdict(agreement)})
         return agreement
 
     def branches(self, looked_at: Sequence[Asked], names: Sequence[str]) -> dict[str, Any]:
@@ -287,11 +288,12 @@ class _Work:
         return describe_branches(measures, len(questions), right)
 
     def _kept(self, item: Asked) -> list[dict[str, Any]]:
-        return list(read_json(item.file(self.folder, "student"))["answers"][: len(item.questions)])
+        stored = read_sealed(item.file(self.folder, "student")) or {}
+        return list(stored["answers"][: len(item.questions)])
 
     def _branch_measures(self, questions: Sequence[Conversation]) -> BranchMeasures:
         label, path = "branches", self.folder / "answers" / "branches.json"
-        identity = {"key": self.key, "questions": fingerprint(questions)}
+        identity = {"key": self.key, "questions": asked_of(questions)}
         if (stored := _same(path, identity)) is not None:
             self.counter.add(label, len(questions))
             return BranchMeasures(
@@ -303,20 +305,25 @@ class _Work:
             self.model, self.adapter, questions, batch_size=self.batch_size,
             progress=lambda count: self.counter.add(label, count),
         )  # fmt: skip
-        write_json(path, {**identity, **asdict(measures)})
+        write_sealed(path, {**identity, **asdict(measures)})
         return measures
 
     def _identity(self, item: Asked) -> dict[str, Any]:
         return {
             "key": self.key, "benchmark": item.benchmark_name, "task": item.task, "difficulty": item.difficulty,
-            "questions": fingerprint(item.questions),
+            "questions": asked_of(item.questions),
         }  # fmt: skip
+
+
+def asked_of(questions: Sequence[Conversation]) -> list[list[str]]:
+    """What tells whether stored results answer the same questions: id, last question and right answer of each."""
+    return [[item.id, item.turns[-1].question, item.turns[-1].answer] for item in questions]
 
 
 def _same(path: Path, identity: Mapping[str, Any]) -> Any:
     """The stored work when it is the same work, else None."""
-    stored = read_json(path)
-    if isinstance(stored, dict) and all(stored.get(name) == value for name, value in identity.items()):
+    stored = read_sealed(path)
+    if stored is not None and all(stored.get(name) == value for name, value in identity.items()):
         return stored
     return None
 

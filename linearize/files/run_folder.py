@@ -15,6 +15,8 @@ from typing import Any, Protocol
 from safetensors import SafetensorError
 
 from linearize.errors import RunError, entry_name
+from linearize.files.json_file import read_json, read_sealed, write_json, write_sealed
+from linearize.files.names import file_sha256
 from linearize.files.whole_file import write_text
 
 RUNS = Path("runs")
@@ -22,6 +24,8 @@ COMPARISON = "comparison.json"
 """The file that makes a folder a comparison's."""
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM})
 """What a person can put right: no room, no permission."""
+CHANGES_AT_WORK = ("lr", "lr_schedule", "clip")
+"""Keys of a stage that may change while it is at work: they read no sample and shape no tensor."""
 
 
 class ResolvedRecipe(Protocol):
@@ -29,6 +33,10 @@ class ResolvedRecipe(Protocol):
 
     def to_toml(self) -> str:
         """Its text."""
+        ...
+
+    def completed(self, older: dict[str, Any]) -> dict[str, Any]:
+        """Tables that an older release resolved, with the defaults of keys that it did not have."""
         ...
 
 
@@ -45,10 +53,38 @@ class RunFolder:
         self.report = path / "report"
         self.results = path / "report" / "results.json"
         self.done = path / "done.json"
+        self.changes = path / "changes.json"
 
     def stage(self, number: int, name: str) -> Path:
         """The folder of a stage; ``number`` counts from 0, folders from 1."""
         return self.path / "stages" / f"{number + 1}-{name}"
+
+    def finish(self, key: str) -> None:
+        """Calls the run finished, and notes hashes of all that a later command would believe."""
+        write_sealed(
+            self.done, {"key": key, "files": {name: file_sha256(self.path / name) for name in self._results()}}
+        )
+
+    def is_whole(self) -> bool:
+        """Whether the run is finished and what it made is there as it was made.
+
+        A run that an older release finished has no hashes and is believed where its results can be read.
+        """
+        done = read_sealed(self.done)
+        if done is None:
+            return False
+        files = done.get("files")
+        if files is None:
+            return isinstance(read_json(self.results), dict)
+        try:
+            return isinstance(files, dict) and all(file_sha256(self.path / name) == is_ for name, is_ in files.items())
+        except OSError:
+            return False
+
+    def _results(self) -> list[str]:
+        """Names of the files that the evaluation, the student and the results are read from."""
+        patterns = ("evaluation/**/*.json", "student/config.json", "student/*.safetensors", "report/results.json")
+        return sorted(path.relative_to(self.path).as_posix() for glob in patterns for path in self.path.glob(glob))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -68,8 +104,11 @@ class RunFolder:
                 ) from None
             yield
 
-    def claim(self, recipe: ResolvedRecipe) -> None:
-        """Writes the resolved recipe, or makes sure that the folder's is the same.
+    def claim(self, recipe: ResolvedRecipe) -> list[str]:
+        """Writes the resolved recipe, or makes sure that the run can go on under it; returns what changed.
+
+        Learning rate and clipping of a stage at work may change, and all of a stage that has not begun: what is
+        finished was made as the recipe says. A change of the first kind is kept in ``changes``, with its step.
 
         Raises:
             RunError: the folder holds a run of another recipe, and shows every difference; or a comparison.
@@ -79,21 +118,49 @@ class RunFolder:
         text = recipe.to_toml()
         if not self.recipe.exists():
             write_text(self.recipe, text)
-            return
+            return []
         try:
-            before = tomllib.loads(self.recipe.read_text(encoding="utf-8"))
+            before = recipe.completed(tomllib.loads(self.recipe.read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise RunError(
                 f"{self.recipe} cannot be read ({error}); start with --fresh, which keeps the old folder beside"
             ) from error
-        changes = list(differences(before, tomllib.loads(text)))
-        if changes:
+        after = tomllib.loads(text)
+        changes = list(differences(before, after))
+        if not changes:
+            return []
+        at_work = self._changed_at_work(before, after)
+        if at_work is None:
             raise RunError(
                 f"{self.path} holds a run of another recipe; what changed:\n"
                 + "\n".join(f"  - {change}" for change in changes)
                 + "\nUndo the change, give the run another run.name, or start over with --fresh, "
-                "which keeps the old folder beside"
+                "which keeps the old folder beside. A stage that is not finished may change its "
+                f"{', '.join(CHANGES_AT_WORK)}, and one that has not begun all of it"
             )
+        if at_work:
+            write_json(self.changes, [*(read_json(self.changes) or []), *at_work])
+        write_text(self.recipe, text)
+        return changes
+
+    def _changed_at_work(self, before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]] | None:
+        """The stages at work that a changed recipe changes, each with its step; None where it changes anything else."""
+        old, new = before.get("stages", []), after.get("stages", [])
+        if {**before, "stages": []} != {**after, "stages": []} or list(map(entry_name, old)) != [*map(entry_name, new)]:
+            return None
+        at_work = []
+        for number, (was, now) in enumerate(zip(old, new, strict=True)):
+            if was == now:
+                continue
+            folder = self.stage(number, entry_name(now))
+            steps = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
+            changed = {key for key in {**was, **now} if was.get(key) != now.get(key)}
+            if (folder / "done.json").exists() or (steps and not changed <= set(CHANGES_AT_WORK)):
+                return None
+            if steps:
+                step = int(steps[-1].removeprefix("step-"))
+                at_work.append({"stage": entry_name(now), "step": step, "changes": list(differences(was, now))})
+        return at_work
 
     def set_aside(self) -> Path | None:
         """Renames an existing run folder to the next free ``<name>.old-N`` and returns where it went."""

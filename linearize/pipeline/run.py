@@ -16,17 +16,19 @@ from torch import nn
 
 from linearize.data.bad_record_file import BadRecordFile
 from linearize.data.stream import SampleStream
-from linearize.distill.checkpoint import read_latest, write_json
-from linearize.distill.loop import StageContext, load_mixer_tensors, run_stage
+from linearize.distill.checkpoint import read_latest
+from linearize.distill.loop import SUMMARY_KEYS, StageContext, load_mixer_tensors, run_stage
 from linearize.distill.seeding import hash_weights, seed_student, summarise
 from linearize.errors import RunError
 from linearize.evaluate.runner import SharedAnswers, evaluate
+from linearize.files.json_file import read_json, read_sealed, write_json
+from linearize.files.names import fingerprint
 from linearize.files.run_folder import RunFolder, disk_errors, is_first_process
 from linearize.pipeline.display import Display
 from linearize.pipeline.environment import describe_environment
 from linearize.plan.plan import Plan, StagePlan
 from linearize.protocols import Conversation, DataSource, TeacherAdapter
-from linearize.recipe.load import LoadedRecipe, fingerprint
+from linearize.recipe.load import LoadedRecipe
 from linearize.report.branch_table import branch_warnings
 from linearize.report.page import write_report
 from linearize.report.results import write_results
@@ -65,8 +67,9 @@ def run_pipeline(
     is_first = is_first_process()
     with disk_errors(folder.path), folder.locked() if is_first else nullcontext():
         if is_first:
-            folder.claim(recipe)
-        if folder.done.exists():
+            for change in folder.claim(recipe):
+                display.note(f"the recipe changed: {change}")
+        if folder.is_whole():
             page = folder.path / "report" / "index.html"
             display.note(f"This run is finished: {folder.path}; its report is {page}. Start over with --fresh.")
             return RunResult(folder.path, _read_results(folder))
@@ -92,7 +95,7 @@ def run_pipeline(
             save_student(model, folder.student, adapter.processor(), origin)
             display.note(f"student saved: {folder.student}")
             write_report(folder.path)
-            write_json(folder.done, {"key": key})
+            folder.finish(key)
             for text in branch_warnings(results):
                 display.warn(text)
             display.results(results, folder.report / "index.html")
@@ -173,7 +176,7 @@ def _run_stages(
     for number, planned in enumerate(plan.stages):
         key = fingerprint([key, recipe.tables()["stages"][number]])
         path = folder.stage(number, planned.stage.name)
-        summary = _finished(path, key, planned, model)
+        summary = _finished(path, planned, model)
         if summary is None:
             display.stage_started(number, planned)
             context = StageContext(
@@ -204,15 +207,15 @@ def _first_key(recipe: LoadedRecipe) -> str:
     return fingerprint([run, tables["teacher"], tables["student"], tables["data"]])
 
 
-def _finished(path: Path, key: str, planned: StagePlan, model: nn.Module) -> dict[str, Any] | None:
+def _finished(path: Path, planned: StagePlan, model: nn.Module) -> dict[str, Any] | None:
     """The summary of a stage that is done, its result loaded into the model; None when there is work left."""
-    try:
-        summary: dict[str, Any] = json.loads((path / "done.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return None
-    # Damage is the loop's to tell, which then takes the stage's last steps again.
+    summary = read_sealed(path / "done.json")
+    # Damage is the loop's to tell, which then takes the stage's last steps again. The key is not compared: the folder
+    # was claimed for this recipe, and an older release made its keys of fewer options.
     checkpoint, _ = read_latest(path / "checkpoints")
-    if summary["key"] != key or checkpoint is None or checkpoint.step != planned.stage.steps:
+    if summary is None or not summary.keys() >= SUMMARY_KEYS:
+        return None
+    if checkpoint is None or checkpoint.step != planned.stage.steps:
         return None
     load_mixer_tensors(model, checkpoint.weights)
     return summary
@@ -269,10 +272,7 @@ def _scores(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_results(folder: RunFolder) -> Mapping[str, Any]:
-    try:
-        results: Mapping[str, Any] = json.loads(folder.results.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise RunError(
-            f"{folder.results} cannot be read ({error}); start with --fresh, which keeps the old folder beside"
-        ) from error
+    results = read_json(folder.results)
+    if not isinstance(results, dict):
+        raise RunError(f"{folder.results} was changed while the run went on; type the same command again")
     return results

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -119,6 +118,13 @@ class LoadedRecipe:
                 _put(tables, path, component.table())
         return tables
 
+    def completed(self, older: Table) -> Table:
+        """Tables that an older release resolved, with the defaults of keys that it did not have."""
+        try:
+            return load_recipe(older, [], self.plugins).tables()
+        except RecipeError:
+            return older
+
     def to_toml(self) -> str:
         """The resolved recipe as TOML text; reading it back gives the same recipe."""
         return tomli_w.dumps(self.tables())
@@ -184,12 +190,6 @@ def load_recipe(source: Path | str | Mapping[str, Any], overrides: Sequence[str]
         RecipeError: with every problem by TOML path.
     """
     return finish_draft(draft_recipe(source, overrides, plugins))
-
-
-def fingerprint(value: Any) -> str:
-    """A short hash of JSON-able data, equal on every machine."""
-    canonical = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def _override(draft: Draft, overrides: Iterable[str]) -> None:

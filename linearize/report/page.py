@@ -12,7 +12,6 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from linearize.files.store import read_json
 from linearize.files.whole_file import write_text
 from linearize.plugin.components import component_title
 from linearize.protocols.conversation import IMAGE_MARK
@@ -52,7 +51,7 @@ def write_report(run_folder: Path) -> None:
     run = read_run(run_folder)
     folder = run_folder / "report"
     folder.mkdir(exist_ok=True)
-    results = read_json(folder / "results.json") or build_results(run)
+    results = build_results(run)
     charts = _draw_charts(run, results, folder)
     write_text(folder / "index.html", render_page(run, results, charts))
     described = {chart.file: chart.text for chart in charts.values()}
@@ -86,6 +85,7 @@ def render_page(run: RunRecord, results: Mapping[str, Any], charts: Mapping[str,
         site_table=_site_table(run),
         examples=[_shown_example(run, example) for example in run.examples],
         recipe_text=run.recipe_text,
+        changes=run.changes,
         environment=list(flat(run.environment)),
     )
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from linearize.data.bad_record_file import read_bad_records
 from linearize.errors import RunError
+from linearize.files.json_file import read_json, read_sealed
 from linearize.files.run_folder import COMPARISON
-from linearize.files.store import read_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,7 @@ class RunRecord:
         evaluation: the evaluation's summary; None when the run was not evaluated.
         bad_records: the lines of its bad_records.jsonl, each record once.
         examples: questions with both models' answers; paths of images are relative to ``path``/evaluation.
+        changes: of the recipe while a stage was at work: its name, the step after which, and what changed.
     """
 
     path: Path
@@ -62,6 +63,7 @@ class RunRecord:
     evaluation: Mapping[str, Any] | None
     examples: Sequence[Mapping[str, Any]]
     bad_records: Sequence[Mapping[str, Any]] = ()
+    changes: Sequence[Mapping[str, Any]] = ()
 
     @property
     def name(self) -> str:
@@ -86,16 +88,17 @@ def read_run(path: Path) -> RunRecord:
         recipe = tomllib.loads(recipe_text)
     except (OSError, ValueError):
         recipe_text, recipe = "", {}
-    evaluation = read_json(path / "evaluation" / "summary.json")
+    evaluation = read_sealed(path / "evaluation" / "summary.json")
     return RunRecord(
         path=path,
         recipe_text=recipe_text,
         recipe=recipe,
         environment=read_json(path / "environment.json") or {},
         stages=_read_stages(path / "stages"),
-        evaluation=evaluation if isinstance(evaluation, dict) else None,
+        evaluation=evaluation,
         examples=read_json(path / "evaluation" / "examples.json") or [],
         bad_records=read_bad_records(path),
+        changes=read_json(path / "changes.json") or [],
     )
 
 
@@ -104,23 +107,23 @@ def _read_stages(folder: Path) -> list[StageRecord]:
     for path in folder.iterdir() if folder.is_dir() else ():
         number, _, name = path.name.partition("-")
         if path.is_dir() and number.isdigit():
-            stages.append(StageRecord(int(number), name, read_json(path / "done.json"), _read_metrics(path)))
+            stages.append(StageRecord(int(number), name, read_sealed(path / "done.json"), _read_metrics(path)))
     return sorted(stages, key=lambda stage: stage.number)
 
 
 def _read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The logged steps; a step that was repeated after a kill counts as it went the last time."""
     try:
-        text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+        text = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
     by_step: dict[int, dict[str, Any]] = {}
     for line in text.splitlines():
         try:
             metrics = json.loads(line)
-            by_step[int(metrics["step"])] = metrics
+            by_step[int(metrics["step"])] = {**metrics, "loss": float(metrics["loss"])}
         except (ValueError, KeyError, TypeError):
-            continue  # the line that a kill cut short
+            continue  # a damaged line, such as one that a kill cut short
     return [by_step[step] for step in sorted(by_step)]
 
 

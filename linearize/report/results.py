@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from linearize.files.store import write_json
+from linearize.files.json_file import write_json
 from linearize.report.records import RunRecord, read_run
 
 EVALUATION_KEYS = (
@@ -24,6 +24,7 @@ def build_results(run: RunRecord) -> dict[str, Any]:
         "stages": [dict(stage.done) for stage in run.stages if stage.done is not None],
         "bad_records": dict(Counter(record["fault"] for record in run.bad_records).most_common()),
         "environment": dict(run.environment),
+        **({"changes": [dict(change) for change in run.changes]} if run.changes else {}),
     }
 
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from linearize.distill import checkpoint as module
-from linearize.distill.checkpoint import Checkpoint, read_latest, write_checkpoint, write_json
+from linearize.distill.checkpoint import Checkpoint, read_latest, write_checkpoint
 from linearize.errors import RunError
+from linearize.files.json_file import write_json
 
 
 def state(step: int) -> Checkpoint:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from linearize.errors import Problem, RecipeError
+from linearize.files.names import fingerprint
 from linearize.plugin.discovery import Plugins
 from linearize.plugin.tables import merge
-from linearize.recipe.load import fingerprint, load_recipe
+from linearize.recipe.load import load_recipe
 from linearize.recipe.toml import apply_override, read_tables, to_inline
 
 Write = Callable[[str, str], Path]

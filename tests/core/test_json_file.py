@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from linearize.files.store import read_json
+from linearize.files.json_file import read_json
 
 WRITER = """
 import sys
 from pathlib import Path
-from linearize.files.store import write_json
+from linearize.files.json_file import write_json
 for number in range(200):
     write_json(Path(sys.argv[1]), {"writer": sys.argv[2], "numbers": [number] * 500})
 """

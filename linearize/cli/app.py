@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich import box
 from rich.table import Table
 
 from linearize._version import __version__
+from linearize.cli.light import leave_out_what_only_runs_need, only_reads
 from linearize.errors import TRACEBACK_VARIABLE, LinearizeError
 from linearize.pipeline.display import ConsoleDisplay, make_console
 from linearize.pipeline.quiet import hide_weight_bars, quieten_libraries
@@ -43,6 +45,8 @@ Overrides = Annotated[
 
 def main() -> None:
     """Entry point of ``linearize`` and ``python -m linearize``."""
+    if only_reads(sys.argv[1:]):
+        leave_out_what_only_runs_need()
     app(prog_name="linearize")
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from linearize.errors import PluginError
 from linearize.protocols import Batch
@@ -105,6 +104,8 @@ def _answers_of(base: nn.Module | None, answers: list[tuple[nn.Module, Any]]) ->
 
     def note(module: nn.Module, _: Any, output: Any) -> None:
         answers.append((module, output))
+
+    from transformers import PreTrainedModel  # whoever only plans a stage does without models
 
     inside = [] if base is None else [one for one in base.modules() if one is base or isinstance(one, PreTrainedModel)]
     hooks = [module.register_forward_hook(note) for module in inside]

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from torch import nn
 
 from linearize.protocols import AttentionSite
-from linearize.student.entrance import watch
-from linearize.student.generation import generate_from_states
 from linearize.student.site import LinearizedAttention, Observer
 from linearize.student.site import linearized_sites as linearized_sites
 
@@ -26,6 +24,10 @@ def convert(model: nn.Module, sites: Sequence[AttentionSite], mixers: Mapping[in
     Raises:
         ValueError: a mixer for a site that is not listed, or a site that the model lacks; nothing is changed then.
     """
+    # These import transformers' models, which who only plans a stage does without.
+    from linearize.student.entrance import watch
+    from linearize.student.generation import generate_from_states
+
     unknown = sorted(set(mixers) - {site.index for site in sites})
     if unknown:
         raise ValueError(

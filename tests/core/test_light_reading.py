@@ -1,0 +1,85 @@
+"""`linearize check` and `plan` import little: nothing that trains or draws, and no model that was not asked for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from linearize.cli.light import only_reads
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {
+    "accelerate", "datasets", "matplotlib", "pandas", "scipy", "sklearn", "torchvision", "triton", "fla", "mamba_ssm",
+    "linearize.distill.loop", "linearize.pipeline.run",
+}  # fmt: skip
+MODEL_CODE = {"torch._dynamo", "torch._inductor", "transformers.modeling_utils", "transformers.processing_utils"}
+"""What every model of transformers imports; a teacher that tells its sites from its configuration needs none of it."""
+SAYS_WHAT_IT_IMPORTED = """
+import sys
+from linearize.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+print("IMPORTED", *sorted(sys.modules))
+"""
+
+
+def imported_by(*arguments: str, cwd: Path) -> set[str]:
+    """The modules of a process of the command line at its end."""
+    command = [sys.executable, "-c", SAYS_WHAT_IT_IMPORTED, *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.rpartition("IMPORTED ")[2].split())
+
+
+@pytest.fixture
+def recipe(tables: dict[str, object], write: Callable[[str, str], Path]) -> Path:
+    # The task 'digits' takes its digits from scikit-learn.
+    return write("recipe.toml", tomli_w.dumps(tables | {"data": {"type": "glance", "tasks": {"count": 1.0}}}))
+
+
+def test_checking_a_teacher_that_is_known_from_its_configuration_needs_no_model_code(
+    recipe: Path, tmp_path: Path
+) -> None:
+    imported = imported_by("check", str(recipe), cwd=tmp_path)
+    assert "torch" in imported
+    assert imported & (HEAVY | MODEL_CODE) == set()
+
+
+def test_planning_imports_nothing_that_trains_or_draws(recipe: Path, tmp_path: Path) -> None:
+    embedded = ("--set", "teacher.checkpoint=embedded")  # has a tokenizer
+    assert imported_by("plan", str(recipe), *embedded, cwd=tmp_path) & HEAVY == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reads"),
+    [
+        (["check", "a.toml"], True),
+        (["plan", "a.toml"], True),
+        (["compare", "a.toml", "--dry-run"], True),
+        (["compare", "a.toml"], False),
+        (["run", "a.toml"], False),
+        (["--version"], False),
+        ([], False),
+    ],
+)
+def test_commands_that_compute_keep_all_that_is_installed(arguments: list[str], reads: bool) -> None:
+    assert only_reads(arguments) == reads
+
+
+def test_what_a_reading_process_leaves_out_plug_ins_can_import(tmp_path: Path) -> None:
+    code = (
+        "from linearize.cli.light import leave_out_what_only_runs_need as leave_out\n"
+        "leave_out()\n"
+        "import accelerate, torch.distributed\n"
+        "assert torch.distributed.is_available()\n"
+        "assert [torch.compiler.disable(len)([1]), torch.compiler.disable(recursive=False)(len)([1])] == [1, 1]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,49 @@
+"""What `linearize check` imports for a teacher of the transformers library."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import tomli_w
+
+HEAVY = {
+    "accelerate", "datasets", "matplotlib", "pandas", "scipy", "sklearn", "torchvision", "triton", "fla", "mamba_ssm",
+    "linearize.distill.loop", "linearize.pipeline.run",
+}  # fmt: skip
+SAYS_WHAT_IT_IMPORTED = """
+import sys
+from linearize.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+print("IMPORTED", *sorted(sys.modules))
+"""
+
+
+def test_a_check_imports_the_code_of_its_own_model_and_nothing_that_trains(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    turns = [{"from": "human", "value": "what"}, {"from": "gpt", "value": "that"}]
+    (tmp_path / "data.json").write_text(json.dumps([{"id": "a", "conversations": turns}]), encoding="utf-8")
+    recipe = {
+        "run": {"name": "small"},
+        "teacher": {"type": "transformers", "checkpoint": str(checkpoint("llama"))},
+        "student": {"mixer": {"type": "mamba2"}},
+        "data": {"type": "llava_json", "path": str(tmp_path / "data.json")},
+        "stages": [{"name": "all", "objective": {"type": "layer_mse"}, "train": ["new"], "steps": 1, "lr": 1e-3}],
+    }
+    (tmp_path / "recipe.toml").write_text(tomli_w.dumps(recipe), encoding="utf-8")
+    command = [sys.executable, "-c", SAYS_WHAT_IT_IMPORTED, "check", "recipe.toml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    imported = set(done.stdout.rpartition("IMPORTED ")[2].split())
+    models = {
+        name.split(".")[2] for name in imported if name.startswith("transformers.models.") and "modeling_" in name
+    }
+    assert models == {"auto", "llama"}
+    assert imported & HEAVY == set()

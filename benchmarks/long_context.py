@@ -27,6 +27,7 @@ from linearize.plugin.discovery import Plugins
 from linearize.plugin.specs import MixerSpec
 from linearize.student.convert import convert, release_teacher, set_linear
 from linearize.student.mixers import build_mixer
+from linearize.student.state import CACHE_NAME
 
 GIB = 2**30
 KEPT = 4
@@ -98,7 +99,7 @@ def cost(model: Any, tokens: int, new_tokens: int) -> Cost:
         torch.cuda.reset_peak_memory_stats()
     for _ in range(new_tokens):
         token_BT = output.logits[:, -1:].argmax(-1)
-        output, milliseconds = _timed(model, input_ids=token_BT, past_key_values=output.past_key_values)
+        output, milliseconds = _timed(model, input_ids=token_BT, **{CACHE_NAME: output[CACHE_NAME]})
         steps.append(milliseconds)
     return Cost(prefill_ms, statistics.median(steps), torch.cuda.max_memory_allocated() if on_gpu else None)
 

@@ -44,7 +44,6 @@ class AttentionSite:
         key_dim: K, width of one query or key head.
         value_dim: V, width of one value head.
         output_projection: attribute of the attention module that holds the nn.Linear from N*V to D.
-        cache_argument: keyword under which the decoder passes its cache to the attention.
         has_rope: whether the attention turns queries and keys; where not, mixers get no position.
         rope_style: which numbers of a head turn together: "half": i and i + width/2; "interleaved": 2i and 2i + 1.
         qkv_bias: whether any of the q, k and v projections has a bias.
@@ -74,7 +73,6 @@ class AttentionSite:
     value_dim: int
     output_projection: str = "o_proj"
     num_layers: int = 0
-    cache_argument: str = "past_key_values"
     has_rope: bool = True
     rope_style: Literal["half", "interleaved"] = "half"
     qkv_bias: bool = False

@@ -51,7 +51,7 @@ class SiteEntry(Config):
     value_dim: PositiveInt = Field(description="width of a value head")
     output_projection: str = Field(default="o_proj", description="attribute that holds the output projection")
     num_layers: NonNegativeInt = Field(default=0, description="layers of the tower; 0: not known")
-    cache_argument: str = Field(default="past_key_values", description="keyword of the cache in the decoder's call")
+    cache_argument: str = Field(default="", exclude=True, description="keyword of the cache; not read or written now")
     has_rope: bool = Field(default=True, description="whether queries and keys are turned")
     rope_style: Literal["half", "interleaved"] = Field(default="half", description="which numbers turn together")
     qkv_bias: bool = Field(default=False, description="whether any of the q, k and v projections has a bias")
@@ -74,6 +74,7 @@ class SiteEntry(Config):
     def to_site(self) -> AttentionSite:
         """The site of an entry."""
         fields = dict(self)
+        del fields["cache_argument"]
         if self.qk_norm is not None:
             fields["qk_norm"] = SiteNorm(**dict(self.qk_norm))
         return AttentionSite(**fields)

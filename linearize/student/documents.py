@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linearize.student.state import CACHE_ARGUMENTS, token_validity
+from linearize.student.state import passed_cache, token_validity
 
 BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens")
 
@@ -44,7 +44,7 @@ def segments(
     if mask is not None:
         said["attention_mask"] = _of_mask(mask, row, tokens, seen, window)
     if inputs.get("position_ids") is not None:
-        packs_alone = all(inputs.get(name) is None for name in ("attention_mask", *CACHE_ARGUMENTS))
+        packs_alone = inputs.get("attention_mask") is None and passed_cache(inputs) is None
         said["position_ids"] = _of_positions(inputs["position_ids"], row, packs_alone)
     said |= {name: _of_boundaries(inputs[name], row, name) for name in BOUNDARIES if inputs.get(name) is not None}
     if inputs.get("seq_idx") is not None:

@@ -21,7 +21,7 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from linearize.protocols import AttentionSite
 from linearize.student.documents import BOUNDARIES, looks_across, segments
-from linearize.student.state import CACHE_ARGUMENTS, RecurrentStateLayer
+from linearize.student.state import RecurrentStateLayer, passed_cache
 
 SEGMENTS = "linearize_segments"
 """Keyword under which the documents travel to the sites, so that a layer that is recomputed gets them too."""
@@ -76,7 +76,7 @@ class KeptAttention:
         if told is None:
             # A layer that is recomputed: its first run was looked at.
             return None if keyword is None else (args, kwargs)
-        cache = kwargs.get(self.site.cache_argument)
+        cache = passed_cache(kwargs)
         seen = 0 if cache is None else int(cache.get_seq_length(self.site.cache_index))
         implementation = str(getattr(getattr(attention, "config", None), "_attn_implementation", ""))
         if looks_across(told.segments_BT, kwargs, seen, implementation):
@@ -135,8 +135,8 @@ class Entrance:
     def _may_tell(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         mask = kwargs.get("attention_mask")
         is_plain = mask is None or (isinstance(mask, Tensor) and mask.dim() == 2)
-        telling = ("position_ids", "seq_idx", *BOUNDARIES, *CACHE_ARGUMENTS)
-        return len(args) > 1 or not is_plain or any(kwargs.get(name) is not None for name in telling)
+        told = [kwargs.get(name) for name in ("position_ids", "seq_idx", *BOUNDARIES)] + [passed_cache(kwargs)]
+        return len(args) > 1 or not is_plain or any(one is not None for one in told)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _read(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -145,7 +145,7 @@ class Entrance:
         first = _first(args, kwargs)
         assert first is not None  # _is_short looked
         batch, tokens = first.shape[:2]
-        cache = next((inputs[name] for name in CACHE_ARGUMENTS if inputs.get(name) is not None), None)
+        cache = passed_cache(inputs)
         slots = [layer for layer in getattr(cache, "layers", ()) if isinstance(layer, RecurrentStateLayer)]
         seen = int(slots[0].progress.seen) if slots else 0
         for slot in slots:

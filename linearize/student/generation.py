@@ -16,7 +16,7 @@ from transformers.generation import GenerationMixin, StoppingCriteriaList
 from transformers.masking_utils import create_masks_for_generate
 
 from linearize.student.entrance import check_history
-from linearize.student.state import CACHE_ARGUMENTS
+from linearize.student.state import passed_cache
 from linearize.student.static_state import StaticStateLayer, linear_sites, make_states_static
 
 ACCELERATORS = ("cuda", "xpu")
@@ -52,7 +52,7 @@ class StatefulGeneration(GenerationMixin):
     another one. Read where the model is on an accelerator."""
 
     def _sample(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
-        cache = next((kwargs[name] for name in CACHE_ARGUMENTS if kwargs.get(name) is not None), None)
+        cache = passed_cache(kwargs)
         check_history(cache, kwargs.get("attention_mask"))
         criteria = kwargs.get("stopping_criteria")
         pads_rows = any(hasattr(criterion, "eos_token_id") for criterion in criteria or ())
@@ -91,7 +91,7 @@ class StatefulGeneration(GenerationMixin):
             and generation_config.num_beams == 1
             and not generation_config.disable_compile
             and not generation_config.is_assistant
-            and all(model_kwargs.get(name) is None for name in CACHE_ARGUMENTS)
+            and passed_cache(model_kwargs) is None
             and is_all_linear(self)
         )
 
@@ -105,7 +105,7 @@ class StatefulGeneration(GenerationMixin):
 
         Where all slots are linear no mask over the tokens before is needed, and none is made.
         """
-        slots = getattr(kwargs.get("past_key_values"), "layers", ())
+        slots = getattr(passed_cache(kwargs), "layers", ())
         if slots and all(isinstance(slot, StaticStateLayer) for slot in slots):
             mask_BS, (batch, tokens) = kwargs.get("attention_mask"), kwargs["inputs_embeds"].shape[:2]
             if tokens > 1:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from linearize.protocols import AttentionSite
 from linearize.student.entrance import SEGMENTS, Told
-from linearize.student.state import state_layer, token_validity
+from linearize.student.state import passed_cache, state_layer, token_validity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +89,7 @@ class LinearizedAttention(nn.Module):
 
         Args:
             kwargs: whatever the decoder passes to its attention; the mixer reads ``attention_mask``,
-                ``position_embeddings`` and the site's ``cache_argument``.
+                ``position_embeddings`` and the ``Cache`` among them.
         """
         if self.runs_teacher and self.observer is not None:
             return self._observe(hidden_states, kwargs, self.observer)
@@ -111,7 +111,7 @@ class LinearizedAttention(nn.Module):
 
     def _mix(self, x_BTD: Tensor, kwargs: dict[str, Any]) -> Tensor:
         assert self.mixer is not None  # set_linear lets no site without a mixer become linear
-        cache = kwargs.get(self.site.cache_argument)
+        cache = passed_cache(kwargs)
         slot = None if cache is None else state_layer(cache, self.site.cache_index)
         valid_BT = self.validity(x_BTD, kwargs, 0 if slot is None else slot.progress.seen)
         y_BTNV, state = self.mixer(
@@ -129,7 +129,7 @@ class LinearizedAttention(nn.Module):
 
     def _observe(self, x_BTD: Tensor, kwargs: dict[str, Any], observer: Observer) -> tuple[Tensor, Tensor | None]:
         assert self.mixer is not None  # observe() takes only sites with a mixer
-        cache = kwargs.get(self.site.cache_argument)
+        cache = passed_cache(kwargs)
         valid_BT = self.validity(x_BTD, kwargs, 0 if cache is None else cache.get_seq_length(self.site.cache_index))
         segments_BT = self._segments(x_BTD, kwargs)
         projected: list[Tensor] = []

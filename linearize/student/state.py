@@ -11,15 +11,16 @@ Letters: B batch, T tokens of this call, S tokens that the attention mask covers
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, StaticLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
-CACHE_ARGUMENTS = ("past_key_values", "cache")
-"""What transformers calls the cache among a model's arguments: the second name from release 5.24 on."""
+CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
+"""What the installed transformers calls the cache, in a model's arguments and in its output; renamed in 5.24."""
 
 
 @dataclass(slots=True)
@@ -154,6 +155,24 @@ class RecurrentStateLayer(CacheLayerMixin):
         self.states = {name: change(state) for name, state in self.states.items()}
         if self.progress.real_B is not None:
             self.progress.real_B = change(self.progress.real_B)
+
+
+def passed_cache(kwargs: Mapping[str, Any]) -> Cache | None:
+    """The cache among the arguments of a model or an attention, whatever its keyword is; None where none is passed.
+
+    Releases of transformers and its models differ in that name (``cache``, ``past_key_values``, ``layer_past``), and a
+    student is loaded under other releases than it was saved with.
+
+    Raises:
+        ValueError: there are two, so it cannot be told which one the attention would use.
+    """
+    found = {name: value for name, value in kwargs.items() if isinstance(value, Cache)}
+    caches = list(found.values())
+    if any(cache is not caches[0] for cache in caches):
+        raise ValueError(
+            f"got {len(found)} caches, as {', '.join(found)}; a model keeps its state in one: pass one of them"
+        )
+    return caches[0] if caches else None
 
 
 def state_layer(cache: Cache, index: int) -> RecurrentStateLayer:

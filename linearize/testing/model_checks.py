@@ -5,12 +5,15 @@ Letters: B batch, T tokens, D model width, X vocabulary.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
+from torch import nn
 
 from linearize.distill.logits import final_hidden
 from linearize.protocols import AttentionSite, Batch
+from linearize.student.state import CACHE_NAME
 from linearize.testing.numbers import assert_values_near
 from linearize.testing.teacher_inputs import logits_of
 
@@ -18,6 +21,19 @@ BEHIND_THE_HEAD = (
     "a stage of logit_kl would not see that: give the model's class a base_model_prefix, the name of its attribute "
     "that holds all which runs before the head, without the head itself, and let its forward call that once."
 )
+
+
+def check_cache_name(model: nn.Module) -> None:
+    """Fails if the model's forward names the cache as other releases of transformers do: generate() passes it by name.
+
+    A forward with ``**kwargs`` would swallow it, and each step would begin with an empty cache.
+    """
+    __tracebackhide__ = True
+    named = [name for name in ("cache", "past_key_values") if name in inspect.signature(model.forward).parameters]
+    assert CACHE_NAME in named or not named, (
+        f"{type(model).__name__}.forward takes its cache as '{named[0]}'; with the installed transformers generate() "
+        f"passes it as '{CACHE_NAME}': name it so, in the arguments and in the output"
+    )
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from linearize.proof.attention import first_angles
 from linearize.proof.calls import SiteCall
 from linearize.proof.facts import disagreements
 from linearize.protocols import AttentionSite, AttentionWeights
+from linearize.student.state import CACHE_NAME, passed_cache
 
 
 def check_module(modules: Mapping[str, nn.Module], site: AttentionSite) -> None:
@@ -69,10 +70,9 @@ def check_call(call: SiteCall, site: AttentionSite, *, caches: bool) -> None:
     shape, due = tuple(call.projected[0].shape), (*call.x_BTD.shape[:2], site.num_heads * site.value_dim)
     assert shape == due, f"{where}: '{site.output_projection}' got a tensor {shape}; [B, T, N*V] = {due} is due"
     if caches:
-        assert call.kwargs.get(site.cache_argument) is not None, (
-            f"{where}: with use_cache=True its decoder passes no '{site.cache_argument}', but {names}. A mixer keeps "
-            "its state in that cache: name the keyword in the site's cache_argument, and let the model make a "
-            "DynamicCache when it gets none"
+        assert passed_cache(call.kwargs) is not None, (
+            f"{where}: with use_cache=True its decoder passes no Cache, but {names}. A mixer keeps its state in it: "
+            f"let the model make a DynamicCache when it gets none as '{CACHE_NAME}', and pass it on by name"
         )
     if site.has_rope:
         _check_position(call.position, site, where, call.x_BTD.shape[1])

@@ -41,7 +41,7 @@ from linearize.student.mixers import build_mixer
 from linearize.student.modeling import load_student, save_student
 from linearize.student.snapshot import student_state
 from linearize.testing.batch_checks import check_answer, check_batches, check_prompts
-from linearize.testing.model_checks import check_logits, check_published
+from linearize.testing.model_checks import check_cache_name, check_logits, check_published
 from linearize.testing.numbers import assert_values_near
 from linearize.testing.site_checks import check_call, check_facts, check_module, check_rope, check_shapes, check_theta
 from linearize.testing.teacher_inputs import load, load_frozen, logits_of, picture
@@ -276,6 +276,7 @@ class TeacherConformance:
     def test_a_student_writes_with_a_cache_what_it_writes_without(self, adapter: TeacherAdapter) -> None:
         """Every second site linear, left-padded prompts with and without images, greedily."""
         model = load(adapter)
+        check_cache_name(model)
         self._convert(model, adapter.sites(), every=2)
         batch = adapter.batch(self._all_conversations(), for_generation=True)
         tokenizer = getattr(adapter.processor(), "tokenizer", adapter.processor())
@@ -295,7 +296,7 @@ class TeacherConformance:
         assert torch.equal(cached, whole), (
             "generate() writes other tokens with a cache than without. In the model, look at positions and masks of "
             "a call that follows another (left padding counts in the mask, not in the positions); in sites(), at "
-            "cache_index, the slot that the attention itself uses, and at cache_argument"
+            "cache_index, the slot that the attention itself uses"
         )
 
     def test_the_teacher_loads_as_asked_and_the_same_each_time(self, adapter: TeacherAdapter) -> None:

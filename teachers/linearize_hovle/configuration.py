@@ -66,7 +66,7 @@ class HovleConfig(PreTrainedConfig):
         "embedding_config": HovleEmbeddingConfig,
         "text_config": LlamaConfig,
     }
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["cache", "past_key_values"]
 
     embedding_config: dict[str, Any] | PreTrainedConfig | None = None
     text_config: dict[str, Any] | PreTrainedConfig | None = None

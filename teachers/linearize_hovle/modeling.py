@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
-from transformers.utils import ModelOutput
 
+from linearize.student.state import CACHE_NAME, passed_cache
 from linearize_hovle.configuration import HovleConfig
 from linearize_hovle.density import dense_layout
 from linearize_hovle.tower import Tower, default_positions, positions_from_mask
@@ -41,22 +42,19 @@ HISTORY, DENSE_MASK = 0, 1
 
 
 @dataclass
-class HovleOutput(ModelOutput):
+class HovleOutput(CausalLMOutputWithPast):
     """What a forward returns.
 
     Attributes:
         loss: next-token cross entropy, when labels were given.
         logits: [B, T, vocabulary], or fewer positions with ``logits_to_keep``.
-        past_key_values: the cache over both towers.
+        cache: the one over both towers; ``past_key_values`` with transformers before 5.24.
         hidden_states: the embedding tower's input, each layer's output through both towers in order, the last one after
             the final norm. In "post" models the embedding tower's entries have one position per patch.
+        attentions: None.
         image_hidden_states: [I, G, D], the image tokens after projection.
     """
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
     image_hidden_states: Tensor | None = None
 
 
@@ -114,7 +112,7 @@ class HovleForConditionalGeneration(PreTrainedModel, GenerationMixin):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["LlamaDecoderLayer"]
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["cache", "past_key_values"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -164,13 +162,14 @@ class HovleForConditionalGeneration(PreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> HovleOutput | tuple[Any, ...]:
         """One pass of both towers.
@@ -179,6 +178,7 @@ class HovleForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_ids: [B, T]; image tokens stand where ``pixel_values`` go, all rows' tiles in order.
             attention_mask: [B, cached + T], 0 at pads on either side; or a mask that transformers prepared.
             position_ids: [B, T]; from the mask when None.
+            cache: of the tokens before; ``past_key_values`` is its name in transformers before 5.24.
             pixel_values: [I, C, H, W] of all rows in row order; None for text, and for decoding steps.
             labels: [B, T] with -100 where no loss is due; shifted inside.
             logits_to_keep: number of last positions that get logits (0 means all), or their indices.
@@ -193,9 +193,9 @@ class HovleForConditionalGeneration(PreTrainedModel, GenerationMixin):
             )
         if use_cache is None:
             use_cache = self.config.language.use_cache and not self.training
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache()
-        cache = past_key_values if use_cache else None
+        cache = passed_cache({"cache": cache, "past_key_values": past_key_values}) if use_cache else None
+        if use_cache and cache is None:
+            cache = DynamicCache()
         self._refuse_fixed_size(cache, attention_mask)
         if position_ids is None:
             position_ids = default_positions(input_ids, attention_mask, self.language_model.past_length(cache))
@@ -215,9 +215,9 @@ class HovleForConditionalGeneration(PreTrainedModel, GenerationMixin):
         output = HovleOutput(
             loss=loss,
             logits=logits,
-            past_key_values=cache,
             hidden_states=None if record is None else tuple(record),
             image_hidden_states=image_IGD,
+            **{CACHE_NAME: cache},
         )
         return output if return_dict is None or return_dict else output.to_tuple()
 
@@ -289,9 +289,9 @@ class HovleForConditionalGeneration(PreTrainedModel, GenerationMixin):
             config=self.config.language,
             inputs_embeds=hidden_BTD,
             attention_mask=valid,
-            past_key_values=cache,
             position_ids=position_ids_BT,
             layer_idx=slot,
+            **{CACHE_NAME: cache},
         )
 
     def _embed_dense(self, inputs: TowerInputs, passed: dict[str, Any]) -> tuple[Tensor, Tensor | None]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import Cache, LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 
+from linearize.student.state import CACHE_NAME
 from linearize_hovle.rotary import HovleRotaryEmbedding
 
 
@@ -68,9 +69,9 @@ class Tower(nn.Module):
                 hidden_BTD,
                 attention_mask=mask,
                 position_ids=position_ids_BT,
-                past_key_values=cache,
                 use_cache=cache is not None,
                 position_embeddings=rotary,
+                **{CACHE_NAME: cache},
                 **kwargs,
             )
             if record is not None:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from linearize.errors import CheckpointError
 from linearize.protocols import AttentionSite
+from linearize.student.state import CACHE_NAME
 from linearize_transformers.attention import (
     FORMS,
     Form,
@@ -32,14 +33,14 @@ ATTENTION_NAMES = ("self_attn", "attention", "attn")
 OTHER_MIXERS = ("linear_attn", "conv", "short_conv", "mamba", "cross_attn")
 """What stands in a decoder layer in the place of softmax self-attention: linear already, or reading other tokens."""
 
-RECURRENT_CACHE_ARGUMENT = "cache_params"
-"""What an attention takes for its cache when it is linear already, under whatever name it stands in its layer."""
+LINEAR_LAYER = "linear_attention"
+"""What a configuration calls a layer that is linear already."""
 NEXT = (
     "Take another checkpoint (docs/teachers.md lists what was tried), or write a teacher plug-in for this one: "
     "`linearize new teacher NAME` begins it, docs/write_a_teacher.md goes on."
 )
 
-CACHE_ARGUMENTS = ("past_key_values", "layer_past")
+CACHE_ARGUMENTS = (CACHE_NAME, "layer_past")
 REQUIRED_ARGUMENTS = frozenset(
     {"hidden_states", "attention_mask", "position_embeddings", "position_ids", "shared_kv_states"}
 )
@@ -78,6 +79,7 @@ def find_sites(model: nn.Module) -> list[FoundSite]:
     """
     config: Any = model.config
     text_config = config.get_text_config(decoder=True)
+    layer_types = list(getattr(text_config, "layer_types", None) or [])
     path, layers = _decoder_layers(model)
     found: list[FoundSite] = []
     for number, layer in enumerate(layers):
@@ -90,7 +92,7 @@ def find_sites(model: nn.Module) -> list[FoundSite]:
                     f"({', '.join(OTHER_MIXERS)})"
                 )
             continue
-        if RECURRENT_CACHE_ARGUMENT in inspect.signature(getattr(layer, name).forward).parameters:
+        if layer_types[number : number + 1] == [LINEAR_LAYER] and _reads_no_position(getattr(layer, name)):
             continue
         beside = next((other for other in OTHER_MIXERS if getattr(layer, other, None) is not None), None)
         if beside is not None:
@@ -187,7 +189,6 @@ def _site(attention: nn.Module, place: _Place, config: Any, *, has_prefix: bool)
         key_dim=shape.key_dim,
         value_dim=shape.value_dim,
         output_projection=form.output,
-        cache_argument=next(name for name in CACHE_ARGUMENTS if name in parameters),
         has_rope="position_embeddings" in parameters if probed is None else probed.turn != "none",
         rope_style="interleaved" if probed is not None and probed.turn == "interleaved" else "half",
         qkv_clip=None if probed is None else probed.clip,
@@ -209,9 +210,14 @@ def _problems(attention: nn.Module, *, has_prefix: bool) -> Iterator[str]:
         if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
     }
     if "hidden_states" not in parameters or not any(name in parameters for name in CACHE_ARGUMENTS):
-        yield f"its forward takes {', '.join(parameters)}; hidden_states and past_key_values were due"
+        yield f"its forward takes {', '.join(parameters)}; hidden_states and {CACHE_NAME} were due"
     elif unknown := sorted(required - REQUIRED_ARGUMENTS):
         yield f"its forward requires {', '.join(unknown)}, which a mixer knows nothing of"
+
+
+def _reads_no_position(attention: nn.Module) -> bool:
+    """True of delta rules that stand under an attention's name (Kimi Linear); False of what turns queries and keys."""
+    return "position_embeddings" not in inspect.signature(attention.forward).parameters
 
 
 def _refusal(why: str) -> CheckpointError:

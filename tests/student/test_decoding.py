@@ -9,6 +9,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig
 
 from linearize.student.convert import teacher_route
+from linearize.student.state import CACHE_NAME
 
 LAYOUTS = ("all", "hybrid")
 
@@ -67,7 +68,7 @@ def test_prefill_in_pieces_gives_the_logits_of_one_piece(llama: Any, layout: str
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     pieces, begin = [], 0
     for end in cuts:
-        part = {"attention_mask": mask[:, :end], "position_ids": positions[:, begin:end], "past_key_values": cache}
+        part = {"attention_mask": mask[:, :end], "position_ids": positions[:, begin:end], CACHE_NAME: cache}
         pieces.append(model(ids[:, begin:end], **part).logits)
         begin = end
     logits = torch.cat(pieces, dim=1)
@@ -89,9 +90,9 @@ def test_generate_prefills_in_chunks(llama: Any, layout: str) -> None:
 def test_a_reset_cache_starts_anew(llama: Any) -> None:
     model = llama.convert()
     cache = DynamicCache()
-    first = model(**llama.inputs, past_key_values=cache).logits
+    first = model(**llama.inputs, **{CACHE_NAME: cache}).logits
     cache.reset()
-    assert torch.equal(model(**llama.inputs, past_key_values=cache).logits, first)
+    assert torch.equal(model(**llama.inputs, **{CACHE_NAME: cache}).logits, first)
 
 
 @torch.no_grad()
@@ -116,15 +117,16 @@ def test_both_kinds_of_prepared_masks_are_read(llama: Any, implementation: str) 
 def test_a_cache_cannot_go_on_in_the_other_route(llama: Any) -> None:
     model = llama.convert()
     cache = DynamicCache()
-    model(**llama.inputs, past_key_values=cache)
+    model(**llama.inputs, **{CACHE_NAME: cache})
     with teacher_route(model), pytest.raises(RuntimeError, match="start from an empty cache"):
-        model(**llama.inputs, past_key_values=cache)
+        model(**llama.inputs, **{CACHE_NAME: cache})
 
 
 @torch.no_grad()
 def test_decoding_that_steps_back_is_refused(llama: Any) -> None:
     repetitive = {"input_ids": torch.tensor([[5, 6, 7, 5, 6, 7, 5, 6]])}
-    with pytest.raises(RuntimeError, match="asks a recurrent state to forget"):
+    # transformers 5.24 asks the cache after the prefill; before, the state itself refused when it was to be cropped.
+    with pytest.raises((RuntimeError, ValueError), match=r"asks a recurrent state to forget|cache that can be cropped"):
         _generate(llama.convert(), repetitive, do_sample=False, prompt_lookup_num_tokens=2)
 
 

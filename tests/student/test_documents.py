@@ -15,6 +15,7 @@ from linearize.plugin.specs import MixerSpec
 from linearize.student.convert import observe, release_teacher, teacher_route
 from linearize.student.documents import segments
 from linearize.student.site import SiteCapture
+from linearize.student.state import CACHE_NAME
 
 LENGTHS = (5, 1, 1, 4)
 """One document is shorter than the convolution, and has another such beside it."""
@@ -117,9 +118,9 @@ def test_a_cache_keeps_the_attention_of_a_hybrid_from_parting_documents(llama: A
 @torch.no_grad()
 def test_a_cache_goes_on_from_the_last_document(llama: Any) -> None:
     model, cache = _student(llama, "all"), DynamicCache()
-    model(**WAYS["position_ids"], past_key_values=cache)
+    model(**WAYS["position_ids"], **{CACHE_NAME: cache})
     more = torch.tensor([[9, 11, 13]])
-    after = model(more, past_key_values=cache).logits
+    after = model(more, **{CACHE_NAME: cache}).logits
     alone = model(torch.cat([_documents()[-1], more], 1)).logits[:, -3:]
     torch.testing.assert_close(after, alone, rtol=1e-4, atol=1e-4)
 
@@ -188,7 +189,7 @@ def test_positions_of_one_document_are_taken_for_one() -> None:
     # The positions of a batch with a hole in it, counted with the hole.
     hole = {"attention_mask": torch.tensor([[1, 1, 0, 0, 1, 1]])}
     assert _starts({"position_ids": torch.arange(6)[None]} | hole) is None
-    assert _starts({"position_ids": torch.arange(4, 10)[None], "past_key_values": DynamicCache()}, seen=4) is None
+    assert _starts({"position_ids": torch.arange(4, 10)[None], CACHE_NAME: DynamicCache()}, seen=4) is None
 
 
 def test_images_that_repeat_positions_are_no_documents() -> None:

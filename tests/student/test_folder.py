@@ -360,6 +360,24 @@ def test_the_saved_format_has_a_place_for_all_that_a_site_says() -> None:
         assert SiteEntry.model_validate_json(saved).to_site() == site
 
 
+@torch.no_grad()
+def test_a_student_saved_when_sites_named_their_cache_decodes(llama: Any, tmp_path: Path) -> None:
+    """Before, each site said by which keyword its decoder passed the cache; transformers has renamed that since."""
+    model = llama.convert(llama.hybrid)
+    save_student(model, tmp_path)
+
+    def name_the_cache(config: Any) -> None:
+        for site in config["linearize"]["sites"]:
+            site["cache_argument"] = "past_key_values"
+
+    _config(tmp_path, name_the_cache)
+    decoded = [
+        one.generate(**llama.inputs, max_new_tokens=4, do_sample=False, pad_token_id=0)
+        for one in (load_student(tmp_path), model)
+    ]
+    assert torch.equal(*decoded)
+
+
 def test_two_teachers_with_different_models_of_one_type_are_refused(
     llama: Any, plugins: Plugins, tmp_path: Path
 ) -> None:

@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 from transformers.models.llama import LlamaConfig
 
-from linearize.student.state import RecurrentStateLayer, state_layer, token_validity
+from linearize.student.state import RecurrentStateLayer, passed_cache, state_layer, token_validity
 
 
 def _filled(batch: int = 3) -> RecurrentStateLayer:
@@ -135,3 +135,15 @@ def test_masks_that_cannot_be_read_are_refused() -> None:
         token_validity(object(), 3, 0)
     with pytest.raises(ValueError, match="covers 2 tokens, but this call has 3"):
         token_validity(torch.ones(1, 2), 3, 0)
+
+
+def test_a_cache_is_found_whatever_the_decoder_calls_it() -> None:
+    cache = DynamicCache()
+    assert passed_cache({"attention_mask": None, "layer_past": cache}) is cache
+    assert passed_cache({"cache": cache, "past_key_values": cache, "use_cache": True}) is cache
+    assert passed_cache({"cache": None, "position_embeddings": torch.zeros(1)}) is None
+
+
+def test_two_caches_in_one_call_are_refused() -> None:
+    with pytest.raises(ValueError, match="got 2 caches, as cache, past_key_values"):
+        passed_cache({"cache": DynamicCache(), "past_key_values": DynamicCache()})

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
+from linearize.student.state import CACHE_NAME
+
 LAYOUTS = ("all", "hybrid")
 PAD = 0
 
@@ -61,7 +63,7 @@ def test_a_row_that_ended_early_goes_on_as_if_it_had_been_alone(teacher: Any, la
     question = _second(output, mask)
     images = {name: value for name, value in teacher.inputs.items() if name == "pixel_values"}
     whole = _generate(model, question | images, end=-1, output_logits=True)
-    after = _generate(model, question, end=-1, output_logits=True, past_key_values=output.past_key_values)
+    after = _generate(model, question, end=-1, output_logits=True, **{CACHE_NAME: output[CACHE_NAME]})
     assert torch.equal(after.sequences, whole.sequences)
     for mine, expected in zip(after.logits, whole.logits, strict=True):
         # fp32: the same sums in another order.
@@ -78,18 +80,18 @@ def test_a_mask_that_takes_the_padding_of_an_ended_row_for_words_is_refused(llam
     wrong[1] = 1
     message = r"\(row 1: \d+ by the mask, \d+ in the state\)"
     with pytest.raises(ValueError, match=message):
-        _generate(model, question | {"attention_mask": wrong}, end=-1, past_key_values=output.past_key_values)
+        _generate(model, question | {"attention_mask": wrong}, end=-1, **{CACHE_NAME: output[CACHE_NAME]})
     with pytest.raises(ValueError, match=message):
-        model(question["input_ids"][:, -5:], attention_mask=wrong, past_key_values=output.past_key_values)
+        model(question["input_ids"][:, -5:], attention_mask=wrong, **{CACHE_NAME: output[CACHE_NAME]})
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_second_turn_without_a_mask_after_padding_is_refused(llama: Any, layout: str) -> None:
     model, cache = _student(llama, layout), DynamicCache()
-    model(**llama.inputs, past_key_values=cache)
+    model(**llama.inputs, **{CACHE_NAME: cache})
     with pytest.raises(ValueError, match=r"row 0: 11 by the mask, 7 in the state"):
-        model(llama.inputs["input_ids"], past_key_values=cache)
+        model(llama.inputs["input_ids"], **{CACHE_NAME: cache})
 
 
 @torch.no_grad()
@@ -103,11 +105,11 @@ def test_a_pad_in_the_second_piece_of_a_prompt_is_passed_over(llama: Any, layout
     positions, cache = (mask.cumsum(-1) - 1).clamp(min=0), DynamicCache()
     for part in (slice(0, first), slice(first, 11)):
         inputs = {"attention_mask": mask[:, : part.stop], "position_ids": positions[:, part]}
-        model(ids[:, part], **inputs, past_key_values=cache)
+        model(ids[:, part], **inputs, **{CACHE_NAME: cache})
     question = torch.tensor([[5, 6], [7, 8]])
     mask = torch.cat([mask, torch.ones_like(question)], 1)
     positions = (mask.cumsum(-1) - 1)[:, -2:]
-    logits = model(question, attention_mask=mask, position_ids=positions, past_key_values=cache).logits
+    logits = model(question, attention_mask=mask, position_ids=positions, **{CACHE_NAME: cache}).logits
     for row, words in enumerate((ids[:1], ids[1:, :9])):
         alone = model(torch.cat([words, question[row : row + 1]], 1)).logits[:, -2:]
         torch.testing.assert_close(logits[row : row + 1], alone, rtol=1e-4, atol=1e-4)

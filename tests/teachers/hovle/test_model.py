@@ -16,6 +16,8 @@ from linearize_hovle.modeling import HovleForConditionalGeneration
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, DynamicCache
 
+from linearize.student.state import CACHE_NAME
+
 Make = Callable[..., Any]
 
 # Two ways to sum a few hundred float32 products.
@@ -179,9 +181,21 @@ def test_feeding_a_prompt_in_two_parts_gives_the_logits_of_one(
     whole = model(**inputs).logits
     cache = DynamicCache()
     ids_BT, mask_BT = inputs["input_ids"], inputs["attention_mask"]
-    model(input_ids=ids_BT[:, :5], attention_mask=mask_BT[:, :5], past_key_values=cache, use_cache=True)
-    rest = model(input_ids=ids_BT[:, 5:], attention_mask=mask_BT, past_key_values=cache, use_cache=True).logits
+    model(input_ids=ids_BT[:, :5], attention_mask=mask_BT[:, :5], use_cache=True, **{CACHE_NAME: cache})
+    rest = model(input_ids=ids_BT[:, 5:], attention_mask=mask_BT, use_cache=True, **{CACHE_NAME: cache}).logits
     torch.testing.assert_close(rest, whole[:, 5:], **CLOSE)
+
+
+@torch.no_grad()
+def test_the_cache_may_have_the_name_of_any_release(make_model: Make, make_inputs: Make) -> None:
+    """Code for transformers before 5.24 says past_key_values, later code cache."""
+    model = make_model()
+    inputs = make_inputs(model, [0])
+    for name in ("cache", "past_key_values"):
+        cache = DynamicCache()
+        output = model(**inputs, use_cache=True, **{name: cache})
+        assert output[CACHE_NAME] is cache
+        assert cache.get_seq_length() == inputs["input_ids"].shape[1]
 
 
 def test_a_left_padded_batch_generates_what_each_row_generates_alone(make_model: Make, make_inputs: Make) -> None:
@@ -263,7 +277,7 @@ def test_inexact_dynamic_rope_keeps_old_keys_and_differs_only_beyond_the_window(
     ids_BT = make_inputs(model, [0], text=14)["input_ids"]
     for length, is_same in ((10, True), (14, False)):
         first = model(input_ids=ids_BT[:, : length - 1], use_cache=True)
-        last = model(input_ids=ids_BT[:, length - 1 : length], past_key_values=first.past_key_values, use_cache=True)
+        last = model(input_ids=ids_BT[:, length - 1 : length], use_cache=True, **{CACHE_NAME: first[CACHE_NAME]})
         whole = model(input_ids=ids_BT[:, :length])
         difference = float((last.logits[:, -1] - whole.logits[:, -1]).abs().max())
         assert (difference < 1e-3) == is_same, difference
@@ -303,7 +317,7 @@ def test_replaced_attention_is_called_the_way_transformers_calls_its_own(make_mo
         for tower in (model.embedding_model, model.language_model):
             tower.layers[1].self_attn = Recorder()
         model(**make_inputs(model, [1, 2]))
-        names = {"hidden_states", "attention_mask", "position_embeddings", "past_key_values"}
+        names = {"hidden_states", "attention_mask", "position_embeddings", CACHE_NAME}
         assert len(calls) == 2
         assert all(names <= call.keys() for call in calls)
         calls.clear()

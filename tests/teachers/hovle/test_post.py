@@ -9,6 +9,8 @@ import torch
 from linearize_hovle.adapter import attention_sites
 from linearize_hovle.density import dense_layout
 
+from linearize.student.state import CACHE_NAME
+
 Make = Callable[..., Any]
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
 
@@ -106,4 +108,4 @@ def test_the_language_tower_takes_the_first_cache_slots(make_model: Make, make_i
     assert [site.cache_index for site in sites] == [2, 3, 0, 1]
     assert [model.get_submodule(site.path).layer_idx for site in sites] == [2, 3, 0, 1]
     inputs = make_inputs(model, [1])
-    assert model(**inputs, use_cache=True).past_key_values.get_seq_length() == inputs["input_ids"].shape[1]
+    assert model(**inputs, use_cache=True)[CACHE_NAME].get_seq_length() == inputs["input_ids"].shape[1]

@@ -17,6 +17,7 @@ from transformers import AutoModelForImageTextToText
 
 from linearize.protocols import TOKEN_IMAGE, TOKEN_PAD, TOKEN_TEXT, AttentionSite, AttentionWeights, Batch
 from linearize.protocols.conversation import Conversation
+from linearize.student.state import CACHE_NAME
 from linearize.testing import TeacherConformance
 
 
@@ -80,6 +81,22 @@ class LooksIntoItsAttention(Sound):
 
         for layer in model.get_decoder().layers:
             layer.register_forward_pre_hook(look)
+        return model
+
+
+class NamesItsCacheOtherwise(Sound):
+    """As a model of another release of transformers: generate() passes its cache by a name that forward swallows."""
+
+    def change(self, model: Any) -> Any:
+        forward = model.forward
+
+        def forward_before_5_24(past_key_values: Any = None, **kwargs: Any) -> Any:
+            return forward(**{CACHE_NAME: past_key_values} | kwargs)
+
+        def forward_since_5_24(cache: Any = None, **kwargs: Any) -> Any:
+            return forward(**{CACHE_NAME: cache} | kwargs)
+
+        model.forward = forward_before_5_24 if CACHE_NAME == "cache" else forward_since_5_24
         return model
 
 
@@ -225,6 +242,7 @@ BROKEN: list[tuple[type[Sound], tuple[str, ...]]] = [
     (SwapsCacheSlots, (DECODED,)),
     # A student of every second site holds such wrappers too.
     (LooksIntoItsAttention, (WRAPPED, DECODED, SAVED)),
+    (NamesItsCacheOtherwise, (DECODED,)),
     (SaysAnotherScale, (WEIGHTS,)),
     (OtherRope, (WEIGHTS,)),
     (NormalisesValues, (WEIGHTS,)),

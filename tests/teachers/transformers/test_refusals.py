@@ -19,6 +19,7 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2PreTrainedModel
 from transformers.models.mllama.modeling_mllama import MllamaPreTrainedModel
 
 from linearize.errors import CheckpointError
+from linearize.student.state import CACHE_NAME
 
 NEXT_STEP = (
     r"Take another checkpoint .*, or write a teacher plug-in for this one: `linearize new teacher NAME` begins it, "
@@ -57,8 +58,8 @@ class Otherwise(nn.Module):
 class DeltaRule(nn.Module):
     """Linear already, as Kimi Linear's layers have it under the name of an attention."""
 
-    def forward(self, hidden_states: Any, cache_params: Any = None) -> Any:
-        return hidden_states, cache_params
+    def forward(self, hidden_states: Any, cache: Any = None, attention_mask: Any = None) -> Any:
+        return hidden_states, None
 
 
 def without_a_query(model: Any) -> None:
@@ -92,7 +93,7 @@ def with_two_stacks(model: Any) -> None:
         (without_a_query, r"layers\.1\.self_attn \(LlamaAttention\) cannot become.*its children are k_proj, v_proj, "
          "o_proj, while the known forms are q_proj, k_proj, v_proj and o_proj"),
         (with_an_indexer, r"layers\.1.*a learned choice of keys \(sparse attention\)"),
-        (with_other_arguments, r"layers\.1.*its forward takes x; hidden_states and past_key_values were due"),
+        (with_other_arguments, r"layers\.1.*its forward takes x; hidden_states and CACHE were due"),
         (with_a_layer_of_another_kind, r"layers\.1 is a Sequential with 0; an attention under one of the"),
         (with_a_mixer_beside, r"layers\.1 \(LlamaDecoderLayer\) has both 'self_attn' and 'mamba', which work side by"),
         (with_two_stacks, r"\(model, a LlamaModel\) has 2 lists of layers, layers, more; one was due"),
@@ -101,7 +102,7 @@ def with_two_stacks(model: Any) -> None:
 def test_what_is_not_understood_is_named_with_what_was_due(change: Callable[[Any], None], message: str) -> None:
     model = empty_model(CONFIG_MAPPING["llama"](**TEXT))
     change(model)
-    with pytest.raises(CheckpointError, match=rf"{message}.*{NEXT_STEP}"):
+    with pytest.raises(CheckpointError, match=rf"{message.replace('CACHE', CACHE_NAME)}.*{NEXT_STEP}"):
         find_sites(model)
 
 
@@ -116,7 +117,16 @@ def test_a_model_without_a_text_decoder_is_refused() -> None:
 def test_an_attention_that_is_linear_already_is_no_site_whatever_its_name() -> None:
     model = empty_model(CONFIG_MAPPING["llama"](**TEXT))
     model.model.layers[0].self_attn = DeltaRule()
+    with pytest.raises(CheckpointError, match=r"layers\.0\.self_attn \(DeltaRule\) cannot become a linear site"):
+        find_sites(model)
+    model.config.layer_types = ["linear_attention", "full_attention"]
     assert [one.site.layer for one in find_sites(model)] == [1]
+
+
+def test_an_attention_that_turns_queries_is_a_site_whatever_its_layer_is_called() -> None:
+    model = empty_model(CONFIG_MAPPING["llama"](**TEXT))
+    model.config.layer_types = ["linear_attention", "full_attention"]
+    assert [one.site.layer for one in find_sites(model)] == [0, 1]
 
 
 def test_keys_that_later_layers_read_are_named_as_the_reason() -> None:

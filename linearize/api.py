@@ -122,7 +122,7 @@ def load_student(
     plugins = plugins or Plugins.discover()
     published = _published_format(path, plugins)
     if published is None:
-        return modeling.load_student(path, dtype=wanted, device=device)
+        return modeling.load_student(path, dtype=wanted, device=device, plugins=plugins)
     reader = ResolvedComponent(published, published.config_class()(), plugins.registry.owner(published))
     model = reader.build().read(path)
     return model.to(device=device, dtype=wanted).eval()

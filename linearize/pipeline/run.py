@@ -92,7 +92,7 @@ def run_pipeline(
             _evaluate(recipe, adapter, folder, display, model, key, shared)
             results = write_results(folder.path)
             origin = {"recipe": recipe.tables(), "results": _scores(results)}
-            save_student(model, folder.student, adapter.processor(), origin)
+            save_student(model, folder.student, adapter.processor(), origin, plugins=recipe.plugins)
             display.note(f"student saved: {folder.student}")
             write_report(folder.path)
             folder.finish(key)

@@ -53,11 +53,12 @@ def check_draft(draft: Draft) -> CheckedRecipe:
         check_roles_of_stand_in(draft, sites[0] if sites else None)
     _build(draft, "student.seeder")
     source = _build(draft, "data")
-    try_data(draft, source)
+    try_data(draft, source, adapter)
     if adapter is not None and isinstance(source, LeavesOut):
-        source.fit_to(adapter.num_tokens)
+        with draft.telling("data"):
+            source.fit_to(adapter.num_tokens)
     for path in [path for path in draft.components if path.startswith("evaluate.")]:
-        try_benchmark(draft, path, _build(draft, path))
+        try_benchmark(draft, path, _build(draft, path), adapter)
     recipe = finish_draft(draft)
     assert adapter is not None
     assert linear is not None

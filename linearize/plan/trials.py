@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from linearize.errors import DataError
 from linearize.protocols.conversation import Conversation
 
 if TYPE_CHECKING:
-    from linearize.protocols import Benchmark, DataSource
+    from linearize.protocols import Benchmark, DataSource, TeacherAdapter
     from linearize.recipe.load import Draft
 
 
-def try_data(draft: Draft, source: DataSource | None) -> None:
+def try_data(draft: Draft, source: DataSource | None, adapter: TeacherAdapter | None) -> None:
     """Asks for the first conversation of the data; what is wrong with it is a problem of the recipe."""
     if source is None:
         return
@@ -21,32 +22,34 @@ def try_data(draft: Draft, source: DataSource | None) -> None:
             raise TypeError(f"`size` has to be a number of conversations, or None without end; got {size!r}")
         if size is not None and size < 1:
             raise ValueError("there is no conversation")
-        _require_conversation(source[0], "conversation 0")
+        _require_conversation(source[0], "conversation 0", adapter)
 
 
-def try_benchmark(draft: Draft, path: str, benchmark: Benchmark | None) -> None:
+def try_benchmark(draft: Draft, path: str, benchmark: Benchmark | None, adapter: TeacherAdapter | None) -> None:
     """Asks for the first question of each task, and of each dial that the recipe turns."""
     if benchmark is None:
         return
     with draft.telling(path):
         turns_dials = draft.recipe is not None and draft.recipe.evaluate.dial_questions > 0
         for task in benchmark.tasks:
-            _try_questions(benchmark, task, None)
+            _try_questions(benchmark, task, None, adapter)
         for task, positions in benchmark.dials.items():
             for position in positions if turns_dials else ():
-                _try_questions(benchmark, task, position)
+                _try_questions(benchmark, task, position, adapter)
 
 
-def _try_questions(benchmark: Benchmark, task: str, position: int | None) -> None:
+def _try_questions(benchmark: Benchmark, task: str, position: int | None, adapter: TeacherAdapter | None) -> None:
     where = f"task '{task}'" if position is None else f"task '{task}' at difficulty {position}"
     first = next(iter(benchmark.questions(task, position)), None)
     if first is None:
         raise ValueError(f"{where} has no question")
-    _require_conversation(first, f"the first question of {where}")
+    _require_conversation(first, f"the first question of {where}", adapter)
     if len(first.turns) != 1:
         raise ValueError(f"the first question of {where} has {len(first.turns)} turns; expected one")
 
 
-def _require_conversation(found: object, what: str) -> None:
+def _require_conversation(found: object, what: str, adapter: TeacherAdapter | None) -> None:
     if not isinstance(found, Conversation):
         raise TypeError(f"{what} has to be a linearize Conversation; got a {type(found).__name__}")
+    if found.images and not getattr(adapter, "reads_images", True):
+        raise DataError(f"{what} has an image, and the teacher reads text alone; choose texts, or a teacher of images")

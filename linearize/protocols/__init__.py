@@ -12,7 +12,7 @@ from linearize.protocols.mixer import AveragingMixer, BranchedMixer, Mixer, Seed
 from linearize.protocols.schedule import Schedule
 from linearize.protocols.seeder import Seeder, SeedReport
 from linearize.protocols.site import AttentionSite, AttentionWeights, SiteNorm
-from linearize.protocols.teacher import PublishedCheckpoint, TeacherAdapter, TellsCaveats
+from linearize.protocols.teacher import PublishedCheckpoint, TeacherAdapter, TellsCaveats, TellsModalities
 
 __all__ = [
     "IMAGE_MARK",
@@ -42,5 +42,6 @@ __all__ = [
     "State",
     "TeacherAdapter",
     "TellsCaveats",
+    "TellsModalities",
     "Turn",
 ]

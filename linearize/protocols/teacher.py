@@ -54,6 +54,14 @@ class TellsCaveats(Protocol):
         ...
 
 
+class TellsModalities(Protocol):
+    """What a teacher adapter offers besides, when some of its models read no images."""
+
+    reads_images: bool
+    """From the configuration alone. False: data and questions with images are refused while a recipe is checked.
+    Without this member images are taken to be read."""
+
+
 class PublishedCheckpoint(Protocol):
     """What a teacher adapter offers besides, when its family has a published checkpoint layout that students reuse."""
 

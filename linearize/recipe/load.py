@@ -7,7 +7,7 @@ import functools
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,17 @@ class Draft:
     def tell_error(self, path: str, error: LinearizeError | ValueError) -> None:
         """Adds what the component at ``path`` refuses; an error that names an option is a problem of that option."""
         if isinstance(error, LinearizeError):
-            self.problems.append(error.problem(named_path(path, self.tables)))
+            problem = error.problem(named_path(path, self.tables))
+            self.problems.append(replace(problem, text=problem.text + self._beside_the_recipe(problem.found)))
         else:
             self.tell(path, str(error), code="value_error")
+
+    def _beside_the_recipe(self, found: Any) -> str:
+        """A hint where a relative path leads nowhere from the current directory, and somewhere from the recipe's."""
+        beside = Path(self.name).parent / found if isinstance(found, str) and found else None
+        if beside is None or Path(found).is_absolute() or Path(found).exists() or not beside.exists():
+            return ""
+        return f" There is '{beside}'; paths in a recipe start at the current directory, {Path.cwd()}"
 
     @contextlib.contextmanager
     def telling(self, path: str) -> Iterator[None]:

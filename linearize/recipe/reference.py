@@ -52,6 +52,8 @@ that do the checking: `python -m linearize.recipe.reference > docs/recipe.md`, a
   (`--set run.seed=3`, `--set 'stages.distill.train=["new"]'`), and plain text where that is no TOML
   (`--set student.mixer.type=gla`). Stages are entered by number, from 0, or by name. Setting a `type` to another value
   drops the options of the old one.
+- **Paths** in options, such as `data.path`, start at the current directory, as those on the command line do; only
+  `extends` starts at the file that says it. The resolved recipe in a run folder means the same from the same directory.
 - **`schedule`** makes stages; `[[stages]]` with the same `name` change keys of them, and others are added behind.
 - **`[compare]`** belongs to `linearize compare`, see [compare.md](compare.md); a single run refuses it.
 - **Absent** below means that the key is left out and nothing takes its place.

@@ -64,6 +64,11 @@ class TransformersAdapter:
         }
 
     @property
+    def reads_images(self) -> bool:
+        """Whether the model has parts beside its text model; from config.json alone."""
+        return bool(self.config.sub_configs)
+
+    @property
     def takes_images(self) -> bool:
         """Whether the checkpoint's processor is more than a tokenizer."""
         return self._tokenizer is not self._processor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 from pathlib import Path
@@ -179,6 +180,22 @@ def test_a_source_of_no_size_is_told(check: Any, size: Any, code: str) -> None:
 
     (problem,) = check("data", Odd)
     assert (problem.path, problem.code) == ("data", code)
+
+
+@pytest.mark.parametrize("path", ["data", "evaluate.benchmarks.0"])
+def test_images_for_a_teacher_of_texts_are_refused(path: str, tables: dict[str, Any], tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 32, **sizes}))
+    tables["teacher"] = {"type": "transformers", "checkpoint": str(tmp_path)}
+    if path != "data":
+        (tmp_path / "texts.json").write_text(
+            '[{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}]'
+        )
+        tables["data"] = {"type": "llava_json", "path": str(tmp_path / "texts.json")}
+        tables["evaluate"] = {"benchmarks": [{"type": "glance"}]}
+    with pytest.raises(RecipeError) as caught:
+        check_draft(draft_recipe(tables, [], Plugins.discover()))
+    assert [(problem.path, problem.code) for problem in caught.value.problems] == [(path, "data")]
 
 
 def test_a_teacher_whose_sites_cannot_be_listed_is_a_fault(check: Any) -> None:

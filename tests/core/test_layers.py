@@ -11,7 +11,7 @@ import pytest
 CORE = Path(__file__).parents[2] / "linearize"
 LAYERS = (
     "_version", "errors", "wording", "ops", "protocols", "files", "plugin", "mixing", "recipe", "plan", "data",
-    "student", "distill", "evaluate", "report", "pipeline", "comparison", "scaffold", "testing",
+    "student", "proof", "distill", "evaluate", "report", "pipeline", "comparison", "scaffold", "testing",
     "auto", "api", "cli", "__main__",
 )  # fmt: skip
 """Packages and modules of the core; each imports only from those before it, and the package's front from no layer."""

@@ -11,10 +11,10 @@ import pytest
 
 import linearize
 from linearize.api import check
-from linearize.errors import RecipeError, UnknownNameError
+from linearize.errors import CheckpointError, RecipeError, UnknownNameError
 from linearize.plugin.discovery import Plugins
 from linearize.plugin.hookspecs import Register, hookimpl
-from linearize.plugin.specs import LayoutSpec, TeacherSpec
+from linearize.plugin.specs import LayoutSpec, MixerSpec, TeacherSpec
 
 CORE = Path(__file__).parents[2] / "linearize"
 TAKE_PLUGINS = {"api.py", "cli/app.py", "comparison/cells.py", "scaffold/__init__.py", "student"}
@@ -29,6 +29,9 @@ class Mine:
     @hookimpl
     def linearize_register(self, register: Register) -> None:
         register(LayoutSpec(name="first_only", build="code_of_mine:FirstOnly", source="https://example.org"))
+        register(MixerSpec(
+            name="my_mixer", build="linearize_mamba2.mixer:Mamba2Mixer", config="linearize_mamba2.config:Mamba2Config",
+            source="https://example.org"))  # fmt: skip
         register(TeacherSpec(
             name="mine", build="linearize_hovle.adapter:HovleAdapter",
             config="linearize_hovle.config:HovleTeacherConfig", source="https://example.org"))  # fmt: skip
@@ -63,6 +66,19 @@ def test_a_teacher_that_is_added_in_code_loads(with_mine: Plugins) -> None:
     assert linearize.load_teacher("mine", "embedded", plugins=with_mine).adapter.sites()
     with pytest.raises(UnknownNameError):
         linearize.load_teacher("mine", "embedded")
+
+
+def test_a_run_saves_a_mixer_that_is_added_in_code_and_the_student_loads_with_it(
+    tables: dict[str, Any], with_mine: Plugins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tables["teacher"] = {"type": "mine", "checkpoint": "embedded"}
+    tables["student"] = {"mixer": {"type": "my_mixer"}, "layout": {"type": "first_only"}}
+    tables["stages"] = [{**tables["stages"][0], "steps": 1, "batch_size": 1}]
+    folder = linearize.run(tables, plugins=with_mine).folder / "student"
+    assert linearize.load_student(folder, plugins=with_mine)
+    with pytest.raises(CheckpointError, match="mixer 'my_mixer'"):
+        linearize.load_student(folder)
 
 
 def test_plugins_are_discovered_where_calls_enter_and_handed_on_from_there() -> None:

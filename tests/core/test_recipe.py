@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
 from linearize.errors import Problem, RecipeError
 from linearize.files.names import fingerprint
+from linearize.plan.check import check_recipe
 from linearize.plugin.discovery import Plugins
 from linearize.plugin.tables import merge
 from linearize.recipe.load import load_recipe
@@ -282,3 +284,19 @@ def test_inline_toml_reads_back_as_the_same_value(value: Any) -> None:
 def test_inline_toml_refuses_what_a_recipe_cannot_hold(value: Any) -> None:
     with pytest.raises(TypeError, match="was due as a recipe value"):
         to_inline(value)
+
+
+def test_paths_start_at_the_current_directory_and_one_that_lies_beside_the_recipe_is_pointed_out(
+    tables: dict[str, Any], plugins: Plugins, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = '[{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}]'
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "texts.json").write_text(record)
+    tables["data"] = {"type": "llava_json", "path": "texts.json"}
+    (tmp_path / "sub" / "recipe.toml").write_text(tomli_w.dumps(tables))
+    monkeypatch.chdir(tmp_path)
+    problem = problem_of(lambda: check_recipe("sub/recipe.toml", (), plugins))
+    assert (problem.path, problem.found) == ("data.path", "texts.json")
+    assert "There is 'sub/texts.json'; paths in a recipe start at the current directory" in problem.text
+    (tmp_path / "texts.json").write_text(record)
+    assert check_recipe("sub/recipe.toml", (), plugins)

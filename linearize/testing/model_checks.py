@@ -6,10 +6,11 @@ Letters: B batch, T tokens, D model width, X vocabulary.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from linearize.distill.logits import final_hidden
 from linearize.protocols import AttentionSite, Batch
@@ -53,6 +54,37 @@ def check_logits(model: Any, batch: Batch, tolerance: float) -> None:
         f"the model changes logits behind the head, as by a factor or a soft cap; {BEHIND_THE_HEAD} Against "
         "forward's, the objective's logits are",
     )
+
+
+def check_same_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Fails unless a saved and loaded student has the tensors that it had in memory, bit for bit."""
+    __tracebackhide__ = True
+    lost = sorted(found.keys() ^ expected.keys())
+    assert not lost, f"tensors that the student has before it is saved or after, but not both: {lost[:5]}"
+    other = [name for name, tensor in expected.items() if not _is_same(found[name], tensor)]
+    assert not other, f"tensors that are not what was saved: {other[:5]}"
+
+
+def check_same_buffers(found: nn.Module, expected: nn.Module) -> None:
+    """Fails unless buffers that no file holds are made again as they were."""
+    __tracebackhide__ = True
+    made = dict(found.named_buffers())
+    other = [name for name, buffer in expected.named_buffers() if name in made and not _is_same(made[name], buffer)]
+    assert not other, (
+        f"buffers that are not what they were before the student was saved: {other[:5]}; compute them in the model's "
+        "constructor from its configuration, or register them persistent"
+    )
+
+
+def at_own_addresses(model: nn.Module) -> nn.Module:
+    """The model, its tensors moved to where torch puts new ones: not into a file that is mapped at odd addresses."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
+    return model
+
+
+def _is_same(first: Tensor, second: Tensor) -> bool:
+    return first.dtype == second.dtype and torch.equal(first, second)
 
 
 def check_published(adapter: Any, model: Any, sites: list[AttentionSite]) -> None:

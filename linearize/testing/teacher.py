@@ -41,7 +41,14 @@ from linearize.student.mixers import build_mixer
 from linearize.student.modeling import load_student, save_student
 from linearize.student.snapshot import student_state
 from linearize.testing.batch_checks import check_answer, check_batches, check_prompts
-from linearize.testing.model_checks import check_cache_name, check_logits, check_published
+from linearize.testing.model_checks import (
+    at_own_addresses,
+    check_cache_name,
+    check_logits,
+    check_published,
+    check_same_buffers,
+    check_same_tensors,
+)
 from linearize.testing.numbers import assert_values_near
 from linearize.testing.site_checks import check_call, check_facts, check_module, check_rope, check_shapes, check_theta
 from linearize.testing.teacher_inputs import load, load_frozen, logits_of, picture
@@ -370,11 +377,16 @@ class TeacherConformance:
         batch = self._full_batch(adapter)
         save_student(model, tmp_path / "student", adapter.processor())
         student = load_student(tmp_path / "student").requires_grad_(False)
-        lost = sorted(student.state_dict().keys() ^ student_state(model).keys())
-        assert not lost, f"tensors that the student has before it is saved or after, but not both: {lost[:5]}"
-        assert torch.equal(logits_of(student, batch), logits_of(model, batch)), (
-            "the saved and loaded student gives other logits: what the model needs beside its parameters (buffers, "
-            "options set after __init__) has to be in its configuration"
+        check_same_tensors(student.state_dict(), student_state(model))
+        check_same_buffers(student, model)
+        # What reads a file may put tensors at other addresses, by which a processor's kernels round, and a router then
+        # chooses other experts for a token that is near a tie.
+        assert_values_near(
+            logits_of(at_own_addresses(student), batch),
+            logits_of(at_own_addresses(model), batch),
+            self.tolerance,
+            "the saved and loaded student gives other logits: what the model needs beside its tensors, such as options "
+            "set after __init__, has to be in its configuration. They are",
         )
 
     def test_the_published_layout_loses_no_tensor(self, adapter: TeacherAdapter) -> None:

@@ -21,6 +21,8 @@ from linearize_hovle.modeling import HovleForConditionalGeneration
 from linearize_hovle.published import to_our_names, to_published_names
 from linearize_hovle.published_config import config_to_published
 
+PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 
 def read_tensors(
     folder: Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
@@ -64,7 +66,7 @@ def _read_shard(file: Path, keys: set[str], dtype: torch.dtype | None, device: t
             state = {}
             for key in sorted(found):
                 tensor = shard.get_tensor(key)
-                kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+                kind = dtype if dtype is not None and tensor.dtype in PLAIN else tensor.dtype
                 state[key] = tensor.to(device=device, dtype=kind)
             return state
     except (SafetensorError, OSError) as error:
@@ -80,7 +82,7 @@ def model_from_tensors(
         without_attention: indices of sites whose attention is not in ``state``; their projections are zero.
 
     Raises:
-        CheckpointError: keys are missing or surplus, or a shape does not fit the configuration.
+        CheckpointError: keys are missing or surplus, a shape does not fit the configuration, or weights are quantised.
     """
     tensors = to_our_names(config, state, without_attention)
     with torch.device("meta"):
@@ -94,6 +96,11 @@ def model_from_tensors(
     if wrong:
         raise CheckpointError(
             f"shapes do not fit config.json: {'; '.join(wrong[:4])}; config.json and weights must belong together"
+        )
+    if coded := sorted(name for name, tensor in tensors.items() if tensor.dtype not in PLAIN):
+        raise CheckpointError(
+            f"{len(coded)} tensors are {tensors[coded[0]].dtype} ({', '.join(coded[:4])}), as in a quantised "
+            "checkpoint; plain weights in float32, bfloat16 or float16 are needed: take the one that it was made from"
         )
     like = tensors["lm_head.weight"]
     zeros = {name: like.new_zeros(shape) for name, shape in shapes.items() if name not in tensors}

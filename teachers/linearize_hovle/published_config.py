@@ -94,6 +94,11 @@ def config_from_published(published: dict[str, Any]) -> HovleConfig:
         CheckpointError: a section or field is missing, or asks for what this implementation does not have.
     """
     sections = {name: published.get(name) for name in ("embedding_config", "llm_config")}
+    if any(isinstance(table, dict) and table.get("quantization_config") for table in (published, *sections.values())):
+        raise CheckpointError(
+            "config.json has a quantization_config, but a HoVLE is read with plain weights, which students are seeded "
+            "from; take the checkpoint that the quantised one was made from, such as OpenGVLab/HoVLE"
+        )
     for name, section in sections.items():
         if not isinstance(section, dict):
             raise CheckpointError(

@@ -20,12 +20,16 @@ from linearize.protocols.conversation import Conversation
 from linearize_transformers.batching import Batcher
 from linearize_transformers.config import TransformersTeacherConfig
 from linearize_transformers.facts import attention_weights, with_facts
+from linearize_transformers.loading import READ_STRICTLY, refuse_other_tensors, refuse_quantised
 from linearize_transformers.lora import merge_adapter
 from linearize_transformers.models import PROCESSOR_OPTIONS, auto_class, empty_model, has_processor, refuse_attention
 from linearize_transformers.prefix import PREFIX_MODELS, PrefixBatcher
 from linearize_transformers.prompt import Template
 from linearize_transformers.sites import FoundSite, find_sites
 from linearize_transformers.support import OWN_MASK, PUBLISHED_PROMPTS, caveats
+
+VISION_PACKAGES = ("torchvision", "num2words")
+"""What linearize[vision] brings; transformers' message names any other package that it lacks."""
 
 
 class TransformersAdapter:
@@ -39,10 +43,12 @@ class TransformersAdapter:
         """The checkpoint's configuration; reads config.json alone.
 
         Raises:
-            CheckpointError: there is no such folder or hub id, or its configuration cannot be read.
+            CheckpointError: there is no such folder or hub id, its configuration cannot be read, or it is of a
+                model that cannot be a teacher.
         """
         config = self._read("configuration", AutoConfig.from_pretrained)
         auto_class(config)
+        refuse_quantised(config, self.options.checkpoint)
         return config
 
     @functools.cached_property
@@ -87,9 +93,16 @@ class TransformersAdapter:
         return caveats(self.config, self._found.values())
 
     def load(self, *, dtype: torch.dtype, device: torch.device | str) -> Any:
-        """The model in eval mode."""
-        chosen = {} if self.options.attention == "auto" else {"attn_implementation": self.options.attention}
-        model = self._read("model", auto_class(self.config).from_pretrained, dtype=dtype, **chosen)
+        """The model in eval mode.
+
+        Raises:
+            CheckpointError: its weights cannot be read, or are not all that its configuration describes.
+        """
+        options: dict[str, Any] = {"dtype": dtype, **READ_STRICTLY}
+        if self.options.attention != "auto":
+            options["attn_implementation"] = self.options.attention
+        model, info = self._read("model", auto_class(self.config).from_pretrained, **options)
+        refuse_other_tensors(model, info, self.options.checkpoint)
         for adapter in self.options.adapters:
             with hub.asked_once(self._location):
                 merge_adapter(model, adapter, checkpoint=self._location, revision=self.options.revision)
@@ -200,8 +213,8 @@ class TransformersAdapter:
             try:
                 return read(location, revision=self.options.revision, **options)
             except Exception as error:
-                needs_package = isinstance(error, ImportError) or "torchvision" in str(error)
-                hint = " pip install 'linearize[vision]' brings what processors need." if needs_package else ""
+                brought = any(package in str(error) for package in VISION_PACKAGES)
+                hint = " pip install 'linearize[vision]' brings what processors need." if brought else ""
                 raise CheckpointError(
                     f"the {what} of '{self.options.checkpoint}' cannot be read: {hub.failure(error, obstacle)}{hint}"
                     f"{did_you_mean_path(location)}"

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -15,6 +16,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from linearize.errors import CheckpointError
 
+# Also named there: students, once their classes are made, which CONFIG_MAPPING_NAMES does not know.
 # A type that both tables know is loaded with its images.
 TABLES: tuple[tuple[Any, Any], ...] = (
     (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, AutoModelForImageTextToText),
@@ -37,7 +39,8 @@ def model_classes() -> dict[str, str]:
     classes: dict[str, str] = {}
     for names, _ in TABLES:
         for model_type, name in names.items():
-            classes.setdefault(model_type, f"transformers:{name if isinstance(name, str) else name[0]}")
+            if model_type in CONFIG_MAPPING_NAMES:
+                classes.setdefault(model_type, f"transformers:{name if isinstance(name, str) else name[0]}")
     return classes
 
 
@@ -54,7 +57,7 @@ def auto_class(config: Any) -> Any:
             "a recurrence over its own tokens cannot stand in for; take a decoder-only model"
         )
     for names, auto in TABLES:
-        if config.model_type in names:
+        if config.model_type in names and config.model_type in CONFIG_MAPPING_NAMES:
             return auto
     raise CheckpointError(
         f"transformers has no vision-language model and no causal LLM of type '{config.model_type}'; take a checkpoint "

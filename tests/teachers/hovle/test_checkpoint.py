@@ -129,6 +129,24 @@ def test_a_shape_that_does_not_fit_the_configuration_is_named(folder: Path) -> N
         load_model(folder)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_quantised_tensors_are_refused_whatever_dtype_is_asked_for(dtype: torch.dtype, folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    state["language_model.model.norm.weight"] = state["language_model.model.norm.weight"].to(dtype)
+    save_file(state, folder / "model.safetensors")
+    for asked in (None, torch.float32):
+        with pytest.raises(CheckpointError, match=rf"1 tensors are {dtype} \(language_model\.norm\.weight\)"):
+            load_model(folder, dtype=asked)
+
+
+@pytest.mark.parametrize("section", [None, "llm_config"])
+def test_a_quantised_checkpoint_is_refused_by_its_configuration(section: str | None, folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (config if section is None else config[section])["quantization_config"] = {"quant_method": "awq"}
+    with pytest.raises(CheckpointError, match="has a quantization_config"):
+        config_from_published(config)
+
+
 @pytest.mark.parametrize(
     ("section", "change", "message"),
     [

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from linearize.comparison.shared_options import MIXER_TYPE, Changes, carry_over
 from linearize.errors import Problem, RecipeError
 from linearize.plan.check import check_recipe
 from linearize.plan.plan import CheckedRecipe
@@ -22,9 +23,6 @@ from linearize.recipe.compare_table import CellTable, CompareTable
 from linearize.recipe.load import read_source
 from linearize.recipe.toml import apply_override, to_inline
 
-Changes = tuple[tuple[str, Any], ...]
-"""(key path, value), in the order in which they are made."""
-
 TABLE = "compare"
 YARDSTICK = {
     "run": "the runs of a comparison compute alike",
@@ -32,7 +30,6 @@ YARDSTICK = {
     "evaluate": "cells that are asked other questions cannot be compared",
 }
 """Tables that no cell may change, and why."""
-MIXER_TYPE = "student.mixer.type"
 NEW_ROLE = "new"
 
 
@@ -123,6 +120,8 @@ def plan_comparison(
     options, variants = _variants(name, tables.pop(TABLE, {}), mixers, seeds)
     others = [override for override in overrides if not _is_of_comparison(override)]
     plugins = plugins or Plugins.discover()
+    if mixers is not None or _varies_mixer_type(options.vary):
+        variants = _with_shared_options(variants, tables, others, plugins)
     found: dict[str, CheckedRecipe] = {}
     problems: dict[str, Sequence[Problem]] = {}
     for cell, changes in variants.items():
@@ -141,6 +140,29 @@ def plan_comparison(
     recipe, plan = cells[0].checked.recipe, cells[0].checked.plan
     folder = options.name or f"{recipe.recipe.run.name}-{TABLE}"
     return Comparison(folder, name, options, cells, _cache_bytes(recipe.recipe.run.dtype, plan.sites))
+
+
+def _with_shared_options(
+    variants: Mapping[str, Changes], tables: Table, overrides: Sequence[str], plugins: Plugins
+) -> dict[str, Changes]:
+    """The cells of varied types of mixers; each keeps the options of the recipe's mixer that its own has too."""
+    base = copy.deepcopy(tables)
+    try:
+        for override in overrides:
+            apply_override(base, override)
+        mixer = base["student"]["mixer"]
+    except (RecipeError, KeyError, TypeError):
+        return dict(variants)  # the check of the cells says what is wrong
+    if not isinstance(mixer, Mapping):
+        return dict(variants)
+    return {cell: carry_over(changes, mixer, plugins) for cell, changes in variants.items()}
+
+
+def _varies_mixer_type(vary: Mapping[str, Any]) -> bool:
+    """Whether types of mixers are alternatives by themselves, not in tables that say all of a mixer."""
+    student = vary.get("student")
+    mixer = student.get("mixer") if isinstance(student, Mapping) else None
+    return isinstance(mixer, Mapping) and "type" in mixer
 
 
 def _is_of_comparison(override: str) -> bool:
@@ -267,7 +289,9 @@ def _combinations(alternatives: Mapping[str, list[Any]], cells: Sequence[CellTab
     speaks = [len(axis) > 1 for axis in axes]
     for choice in itertools.product(*axes):
         named = [label for (label, _), says in zip(choice, speaks, strict=True) if says or not any(speaks)]
-        yield "-".join(named), tuple(itertools.chain(*(changes for _, changes in choice)))
+        changes = itertools.chain(*(changes for _, changes in choice))
+        # A type that changes drops the options that were set before it.
+        yield "-".join(named), tuple(sorted(changes, key=lambda change: not change[0].endswith(".type")))
 
 
 def _label(path: str, value: Any) -> str:

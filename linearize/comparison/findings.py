@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from linearize.comparison.cells import Cell, Changes, Comparison, Costs
+from linearize.comparison.cells import Cell, Comparison, Costs
 from linearize.comparison.folder import ComparisonFolder
 from linearize.comparison.noise import Estimate, TaskOutcomes, difference, mean_retention, retention
 from linearize.comparison.running import Failure
+from linearize.comparison.shared_options import Changes
 from linearize.evaluate.scores import Interval
 from linearize.files.json_file import read_json
 from linearize.report.branch_table import branch_warnings

@@ -14,9 +14,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from linearize.comparison.cells import Changes, Comparison
+from linearize.comparison.cells import Comparison
 from linearize.comparison.findings import CellFinding, ComparisonResult, Difference
 from linearize.comparison.noise import Estimate
+from linearize.comparison.shared_options import Changes, differing_keys
 from linearize.files.run_folder import RUNS
 from linearize.plan.table import byte_size
 from linearize.recipe.toml import to_inline
@@ -130,7 +131,20 @@ def plan_table(comparison: Comparison) -> RenderableType:
             short_count(costs.parameters_trained), byte_size(costs.state_bytes), byte_size(costs.cache_bytes_per_token),
         )  # fmt: skip
     cells, seeds = counted(len(comparison.cells), "cell"), counted(comparison.options.seeds, "seed")
-    return Group(table, Text(f"{cells}, run with {seeds}, in {RUNS / comparison.name}"))
+    summary = Text(f"{cells}, run with {seeds}, in {RUNS / comparison.name}")
+    return Group(table, *([_differences(comparison)] if len(comparison.cells) > 1 else []), summary)
+
+
+def _differences(comparison: Comparison) -> Table:
+    """What the cells' resolved recipes do not have in common, defaults included."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("what differs", "value", "cells"):
+        table.add_column(name, overflow="fold")
+    last = ""
+    for path, value, names in differing_keys(comparison.cells):
+        table.add_row("" if path == last else path, Text(to_inline(value)), ", ".join(names))
+        last = path
+    return table
 
 
 def shown_changes(changes: Changes) -> str:

@@ -20,6 +20,7 @@ from linearize.cli.light import leave_out_what_only_runs_need, only_reads
 from linearize.errors import TRACEBACK_VARIABLE, LinearizeError
 from linearize.pipeline.display import ConsoleDisplay, make_console
 from linearize.pipeline.quiet import hide_weight_bars, quieten_libraries
+from linearize.pipeline.streams import take_any_character
 
 if TYPE_CHECKING:
     from linearize.plugin.discovery import PluginRecord
@@ -47,6 +48,7 @@ def main() -> None:
     """Entry point of ``linearize`` and ``python -m linearize``."""
     if only_reads(sys.argv[1:]):
         leave_out_what_only_runs_need()
+    take_any_character()
     app(prog_name="linearize")
 
 
@@ -181,11 +183,13 @@ def report(
     """Make the report of a run folder anew, finished or not."""
     with _user_errors():
         quieten_libraries()
+        from linearize.files.run_folder import disk_errors
         from linearize.report.page import write_report
         from linearize.report.results import write_results
 
-        results = write_results(run_folder)
-        write_report(run_folder)
+        with disk_errors(run_folder):
+            results = write_results(run_folder)
+            write_report(run_folder)
         ConsoleDisplay().results(results, run_folder / "report" / "index.html")
 
 

@@ -18,7 +18,8 @@ import torch
 from linearize.evaluate.answers import pad_id
 from linearize.evaluate.modes import inference
 from linearize.evaluate.runner import list_questions
-from linearize.pipeline.run import load_teacher_model, make_accelerator
+from linearize.pipeline.processes import make_accelerator
+from linearize.pipeline.run import load_teacher_model
 from linearize.plan.check import check_recipe
 from linearize.plugin.discovery import Plugins
 from linearize.student.modeling import load_student

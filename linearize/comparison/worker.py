@@ -17,11 +17,13 @@ from typing import Any
 from linearize.errors import LinearizeError
 from linearize.files.json_file import write_json
 from linearize.pipeline.display import ConsoleDisplay
+from linearize.pipeline.streams import take_any_character
 
 
 def main() -> None:
     """Does the job of the file; on failure writes why to the job's ``failure`` and has exit status 1."""
     _die_with_parent()
+    take_any_character()
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
         {"run": _run, "decode": _decode}[job["kind"]](job)

@@ -104,6 +104,15 @@ class RunFolder:
                 ) from None
             yield
 
+    def is_locked(self) -> bool:
+        """Whether some process holds the run."""
+        try:
+            with (self.path / ".lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
     def claim(self, recipe: ResolvedRecipe) -> list[str]:
         """Writes the resolved recipe, or makes sure that the run can go on under it; returns what changed.
 

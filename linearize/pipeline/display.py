@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from linearize.pipeline.streams import FallsSilent
 from linearize.plan.table import plan_tables
 from linearize.report.branch_table import branch_table
 from linearize.report.tables import mean_error, retention_table, verdict
@@ -266,9 +268,13 @@ class ConsoleDisplay:
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console on stdout or stderr; where that is no terminal, wide enough for the tables."""
-    console = Console(stderr=stderr)
-    return console if console.is_terminal else Console(stderr=stderr, width=max(PLAIN_WIDTH, console.width))
+    """A console on stdout or stderr; where that is no terminal, wide enough for the tables.
+
+    What cannot be written there is lost: no run fails because of its console.
+    """
+    stream = cast(IO[str], FallsSilent(sys.stderr if stderr else sys.stdout))
+    console = Console(file=stream)
+    return console if console.is_terminal else Console(file=stream, width=max(PLAIN_WIDTH, console.width))
 
 
 def step_numbers(step: int, steps: int, line: Mapping[str, Any]) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from linearize.files.names import fingerprint
 from linearize.files.run_folder import RunFolder, disk_errors, is_first_process
 from linearize.pipeline.display import Display
 from linearize.pipeline.environment import describe_environment
+from linearize.pipeline.processes import processes, wait_for_first_process
 from linearize.plan.plan import Plan, StagePlan
 from linearize.protocols import Conversation, DataSource, TeacherAdapter
 from linearize.recipe.load import LoadedRecipe
@@ -65,7 +65,10 @@ def run_pipeline(
         CheckpointError: the teacher cannot be loaded.
     """
     is_first = is_first_process()
-    with disk_errors(folder.path), folder.locked() if is_first else nullcontext():
+    with ExitStack() as stack:
+        stack.enter_context(disk_errors(folder.path))
+        if is_first:
+            stack.enter_context(folder.locked())
         if is_first:
             for change in folder.claim(recipe):
                 display.note(f"the recipe changed: {change}")
@@ -73,8 +76,9 @@ def run_pipeline(
             page = folder.path / "report" / "index.html"
             display.note(f"This run is finished: {folder.path}; its report is {page}. Start over with --fresh.")
             return RunResult(folder.path, _read_results(folder))
-        accelerator = make_accelerator(recipe)
+        accelerator = stack.enter_context(processes(recipe))
         if accelerator.is_main_process:
+            folder.done.unlink(missing_ok=True)  # of a run that is not whole any more
             write_json(folder.environment, describe_environment(accelerator.device))
         model = load_teacher_model(recipe, adapter, accelerator.device)
         if accelerator.is_main_process:
@@ -99,30 +103,9 @@ def run_pipeline(
             for text in branch_warnings(results):
                 display.warn(text)
             display.results(results, folder.report / "index.html")
-        accelerator.wait_for_everyone()
+        else:
+            wait_for_first_process(folder)
         return RunResult(folder.path, _read_results(folder))
-
-
-def make_accelerator(recipe: LoadedRecipe) -> Accelerator:
-    """The accelerator of this process.
-
-    Raises:
-        RunError: a GPU is asked for that is not there, or a launcher's processes do not see each other.
-    """
-    run = recipe.recipe.run
-    if run.device == "cuda" and not torch.cuda.is_available():
-        raise RunError('run.device = "cuda" asked for, but torch sees no GPU here; use "auto" or "cpu"')
-    if run.num_threads is not None:
-        torch.set_num_threads(run.num_threads)
-    on_cpu = run.device == "cpu" or not torch.cuda.is_available()
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision="bf16" if run.dtype == "bfloat16" else "no")
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != launched:
-        raise RunError(
-            f"{launched} processes were launched but each works alone (accelerate sees {accelerator.num_processes}); "
-            "on CPUs set ACCELERATE_USE_CPU=true before torchrun"
-        )
-    return accelerator
 
 
 def load_teacher_model(recipe: LoadedRecipe, adapter: TeacherAdapter, device: torch.device) -> nn.Module:

@@ -75,7 +75,7 @@ def read_run(path: Path) -> RunRecord:
     """Reads a run folder, finished or not.
 
     Raises:
-        RunError: there is no such folder, or it is a comparison's, which has a report of its own.
+        RunError: there is no such folder, it is no run's, or it is a comparison's, which has a report of its own.
     """
     if (path / COMPARISON).exists():
         raise RunError(
@@ -83,6 +83,10 @@ def read_run(path: Path) -> RunRecord:
         )
     if not path.is_dir():
         raise RunError(f"a report of {path} was asked for, but there is no such run folder; give the folder of a run")
+    if not (path / "recipe.toml").exists():
+        raise RunError(
+            f"expected the folder of a run, with its recipe.toml; {path} has none. Give a folder such as runs/NAME"
+        )
     try:
         recipe_text = (path / "recipe.toml").read_text(encoding="utf-8")
         recipe = tomllib.loads(recipe_text)

@@ -248,7 +248,7 @@ def test_the_display_imports_no_torch() -> None:
     code = "import sys, linearize.pipeline.display; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         check=True,

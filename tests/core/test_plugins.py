@@ -139,7 +139,7 @@ def test_listing_plugins_in_a_checkout_imports_nothing_heavy(tmp_path: Path) -> 
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
     )

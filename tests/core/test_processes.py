@@ -6,10 +6,15 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+
+from linearize.errors import RunError
+from linearize.files.run_folder import RunFolder
+from linearize.pipeline.processes import LOOK_EVERY_S, wait_for_first_process
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -24,7 +29,12 @@ def run(folder: Path, *launcher: str) -> Path:
     folder.mkdir()
     overrides = [text for override in SMALL for text in ("--set", override)]
     command = [sys.executable, *launcher, "-m", "linearize", "run", str(ROOT / "examples" / "mmmamba_hovle.toml")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+    }
     done = subprocess.run(
         [*command, *overrides], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
     )
@@ -47,3 +57,29 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path: Path) -> None:
     sites = [json.loads((path / "stages/1-align-new/done.json").read_text())["sites"] for path in (alone, shared)]
     # Each process centres its own conversations' targets, so the variance of few tokens differs somewhat.
     assert sites[1] == pytest.approx(sites[0], rel=0.2)
+
+
+def test_the_other_processes_wait_for_the_first_one_as_long_as_it_lives(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    waited: list[str] = []
+
+    def wait() -> None:
+        try:
+            wait_for_first_process(folder)
+            waited.append("finished")
+        except RunError as error:
+            waited.append(str(error))
+
+    with folder.locked():
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        waiting.join(timeout=2 * LOOK_EVERY_S)
+        assert waiting.is_alive()
+        folder.finish("key")
+        waiting.join(timeout=20)
+    assert waited == ["finished"]
+
+
+def test_the_other_processes_do_not_wait_for_a_first_one_that_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"the first process left .* before the run was finished"):
+        wait_for_first_process(RunFolder(tmp_path))

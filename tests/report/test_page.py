@@ -107,9 +107,10 @@ def test_a_report_can_be_made_again_from_the_folder_alone(reported_run, tmp_path
 
 
 def test_an_unfinished_run_says_what_is_missing(run_folder):
-    for path in ("evaluation", "stages/3-distill/done.json", "recipe.toml", "environment.json"):
+    for path in ("evaluation", "stages/3-distill/done.json", "environment.json"):
         target = run_folder / path
         shutil.rmtree(target) if target.is_dir() else target.unlink()
+    (run_folder / "recipe.toml").write_text("")
     write_report(run_folder)
     _, outline, text = read_page(run_folder)
     assert "has not been evaluated" in text
@@ -119,7 +120,8 @@ def test_an_unfinished_run_says_what_is_missing(run_folder):
     assert len(outline.references) == 2, "losses and sites are drawn all the same"
 
 
-def test_an_empty_run_folder_has_a_page_too(tmp_path):
+def test_a_run_that_has_not_begun_has_a_page_too(tmp_path):
+    (tmp_path / "recipe.toml").touch()
     write_report(tmp_path)
     _, outline, text = read_page(tmp_path)
     assert "No stage has started yet" in text
@@ -127,6 +129,7 @@ def test_an_empty_run_folder_has_a_page_too(tmp_path):
 
 
 def test_a_chart_of_an_earlier_report_does_not_outlive_its_content(tmp_path):
+    (tmp_path / "recipe.toml").touch()
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "retention.png").touch()
     write_report(tmp_path)
@@ -154,3 +157,10 @@ def test_printing_results_imports_neither_torch_nor_matplotlib():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_folder_that_is_no_run_gets_no_report(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"expected the folder of a run, with its recipe\.toml"):
+        write_report(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

@@ -65,7 +65,7 @@ def image_size(source: Path | bytes, name: str, *, exif_rotation: bool = True) -
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode as RGB, by the rules of this module.
+    """A picture of any mode as RGB, by the rules of this module; itself where it is RGB already.
 
     Raises:
         BadRecordError: its pixels have no one meaning.
@@ -73,6 +73,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     if image.mode == "F" or image.mode.startswith("I"):
         return _deep_grey(image)
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
     if not image.has_transparency_data:
         return image.convert("RGB")
     pixels = image.convert("RGBA")
@@ -120,6 +122,7 @@ def _upright(file: Image.Image, exif_rotation: bool) -> Image.Image:
     file.load()
     left = _orientation(file)  # Pillow turns TIFF by itself as it decodes
     image = to_rgb(file)
+    image = image.copy() if image is file else image  # the file's own ends with it
     if exif_rotation:
         return image.transpose(_TURNS[left]) if left in _TURNS else image
     if left != stored and stored in _TURNS:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from linearize.data.images import to_rgb
 from linearize.files.names import file_name
 from linearize.files.whole_file import written_whole
 
@@ -72,7 +73,7 @@ def keep_examples(
 
 
 def _write_image(image: Image, path: Path) -> None:
-    small = image.convert("RGB")
+    small = to_rgb(image).copy()
     small.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     is_small = small.width * small.height <= LOSSLESS_AREA
     with written_whole(path) as part:

@@ -52,6 +52,7 @@ from linearize.testing.model_checks import (
 from linearize.testing.numbers import assert_values_near
 from linearize.testing.site_checks import check_call, check_facts, check_module, check_rope, check_shapes, check_theta
 from linearize.testing.teacher_inputs import load, load_frozen, logits_of, picture
+from linearize.testing.typed_marks import check_typed_marks
 from linearize.testing.watching import attention_calls, record_sites
 
 READERS = (
@@ -345,6 +346,12 @@ class TeacherConformance:
             if conversation.images and not self.takes_images:
                 continue
             check_answer(adapter, conversation)
+
+    def test_what_people_type_is_text(self, adapter: TeacherAdapter) -> None:
+        """Special tokens in a question or an answer make no image, no turn and no end; or they are refused."""
+        check_typed_marks(adapter, self.text_conversations()[0])
+        if self.takes_images:
+            check_typed_marks(adapter, self.image_conversations()[0])
 
     def test_the_processor_is_the_same_after_it_was_saved(self, adapter: TeacherAdapter, tmp_path: Path) -> None:
         """It is saved beside a student: the same prompts, the same tokens, the same pixels."""

@@ -1,8 +1,8 @@
 """Whole conversations to batches: ids, loss mask, token kinds, pixel values.
 
-Text is cut at added tokens and image marks, and each stretch between is encoded as one, also where an answer continues
-the stretch that its role string began; then the tokens that the prompt alone would give belong to the prompt, and the
-rest to the answer.
+The template is cut at added tokens and a question at its image marks, and each stretch between is encoded as one, also
+where an answer continues the stretch that its role string began; then the tokens that the prompt alone would give
+belong to the prompt, and the rest to the answer. Added tokens that a person typed are text like any other.
 
 Letters: B rows, T tokens.
 """
@@ -21,6 +21,7 @@ from linearize.protocols import TOKEN_IMAGE, TOKEN_PAD, TOKEN_TEXT, Batch
 from linearize.protocols.conversation import IMAGE_MARK, Conversation
 from linearize_hovle.processing import HovleProcessor
 from linearize_hovle.prompt import IMAGE_END, IMAGE_START, Piece, get_template, with_image_marks
+from linearize_hovle.tokenization import HovleTokenizer
 
 
 def make_batch(
@@ -92,9 +93,20 @@ def encode_conversation(
             start = len(ids) - len(alone) + common
             del ids[start:], flags[start:]
             ids += joint[common:]
+            _refuse_marks(tokenizer, joint[common:], conversation)
             before += text
         flags += [is_answer and not for_generation] * (len(ids) - len(flags))
     return ids, flags
+
+
+def _refuse_marks(tokenizer: HovleTokenizer, ids: Sequence[int], conversation: Conversation) -> None:
+    """Refuses text that sentencepiece itself reads as an added token: one may sit on an id whose name can be typed."""
+    for token in ids:
+        if mark := tokenizer.mark(token):
+            raise DataError(
+                f"conversation '{conversation.id}' holds the text {tokenizer.sp_model.id_to_piece(token)!r}, which the "
+                f"checkpoint's tokenizer reads as {mark}; leave it out"
+            )
 
 
 def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
@@ -109,10 +121,10 @@ def _parts(
     start, end = tokenizer.convert_tokens_to_ids([IMAGE_START, IMAGE_END])
     counts = iter(tiles)
     for piece in pieces:
-        chunks = [piece.text] if piece.is_answer else piece.text.split(IMAGE_MARK)
+        chunks = [piece.text] if piece.is_answer or piece.is_markup else piece.text.split(IMAGE_MARK)
         for number, chunk in enumerate(chunks):
             if number:
                 run = (processor.image_token_id,) * (processor.num_image_tokens * next(counts))
                 yield (start, *run, end), "", False
-            for token, text in tokenizer.cut(chunk):
+            for token, text in tokenizer.cut(chunk) if piece.is_markup else [(-1, chunk)] if chunk else []:
                 yield ((token,), "", piece.is_answer) if token >= 0 else ((), text, piece.is_answer)

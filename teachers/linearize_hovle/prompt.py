@@ -22,12 +22,14 @@ class Piece:
     """A part of a prompt.
 
     Attributes:
-        text: image marks are still in it.
+        text: image marks are still in it, where it is a question.
         is_answer: the model should learn to emit it (an answer and its end mark).
+        is_markup: added tokens in it are meant; anything that a person wrote is text, whatever it spells.
     """
 
     text: str
     is_answer: bool = False
+    is_markup: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +56,16 @@ class Template:
             system: another system message than the template's own.
         """
         system = self.system if system is None else system
-        parts = [] if system is None else [Piece(f"{TURN_START}system\n{system}{self.end}")]
+        parts: list[Piece] = []
+        if system is not None:
+            parts += [_markup(f"{TURN_START}system\n"), Piece(system), _markup(self.end)]
         for question, answer in turns:
-            opening = f"{self.roles[0]}{question}{self.end}" if question else self.roles[0]
-            parts.append(Piece(opening + self.roles[1]))
+            parts.append(_markup(self.roles[0]))
+            if question:
+                parts += [Piece(question), _markup(self.end)]
+            parts.append(_markup(self.roles[1]))
             if answer:
-                parts.append(Piece(answer + self.end, is_answer=True))
+                parts += [Piece(answer, is_answer=True), Piece(self.end, is_answer=True, is_markup=True)]
         return parts
 
     def render(self, turns: Sequence[tuple[str, str | None]], *, system: str | None = None) -> str:
@@ -82,6 +88,10 @@ class Template:
             + f"{{{{ '{self.end}' }}}}{{% endfor %}}{{% if add_generation_prompt %}}"
             + f"{{{{ {json.dumps(self.roles[1])} }}}}{{% endif %}}"
         )
+
+
+def _markup(text: str) -> Piece:
+    return Piece(text, is_markup=True)
 
 
 TEMPLATES = {

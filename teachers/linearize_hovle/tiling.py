@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from linearize.data.images import to_rgb
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -54,8 +56,7 @@ def cut_tiles(
     image: Image.Image, *, image_size: int, min_tiles: int = 1, max_tiles: int = 6, use_thumbnail: bool = True
 ) -> npt.NDArray[np.uint8]:
     """Tiles [tiles, image_size, image_size, 3] in reading order, the thumbnail last."""
-    if image.mode != "RGB":
-        image = image.convert("RGB")
+    image = to_rgb(image)
     columns, rows = choose_grid(*image.size, image_size=image_size, min_tiles=min_tiles, max_tiles=max_tiles)
     whole = np.asarray(_resized(image, (columns * image_size, rows * image_size)))
     grid = whole.reshape(rows, image_size, columns, image_size, 3).transpose(0, 2, 1, 3, 4)

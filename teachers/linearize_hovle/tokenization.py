@@ -83,6 +83,11 @@ class HovleTokenizer(SentencePieceBackend):
         parts.append(self.sp_model.decode_pieces(run))
         return "".join(parts)
 
+    def mark(self, token: int) -> str:
+        """The name of an added token; "" for one that text may give."""
+        added = self._added_tokens_decoder.get(token)
+        return "" if added is None or token == self.unk_token_id else str(added)
+
     def cut(self, text: str) -> Iterator[tuple[int, str]]:
         """(id, token) for each added token and (-1, text) for each stretch between, in order."""
         for part in self._added_pattern.split(text):

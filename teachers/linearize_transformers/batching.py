@@ -19,11 +19,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from linearize.data.images import to_rgb
 from linearize.errors import CheckpointError, DataError
 from linearize.protocols import TOKEN_IMAGE, TOKEN_PAD, TOKEN_TEXT, Batch
 from linearize.protocols.conversation import Conversation
 from linearize_transformers.processing import process
 from linearize_transformers.prompt import Prompt, Template
+from linearize_transformers.typed import TypedText
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,9 @@ class Batcher:
     def __init__(
         self, processor: Any, template: Template, *, input_names: Collection[str], image_token_id: int | None
     ) -> None:
-        self.processor = processor
-        self.tokenizer = getattr(processor, "tokenizer", processor)
+        tokenizer = getattr(processor, "tokenizer", processor)
+        marks = [*map(tokenizer.convert_tokens_to_ids, template.end_marks), image_token_id]
+        self.typed = TypedText(processor, [mark for mark in marks if mark is not None])
         self.template = template
         self.input_names = frozenset(input_names)
         self.image_token_id = image_token_id
@@ -61,6 +64,16 @@ class Batcher:
             )
         self._added = functools.lru_cache(maxsize=65536)(self._count_added)
 
+    @property
+    def processor(self) -> Any:
+        """The checkpoint's, which also knows the stand-ins for what people typed."""
+        return self.typed.processor
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's, or itself."""
+        return self.typed.tokenizer
+
     def batch(self, conversations: Sequence[Conversation], *, for_generation: bool) -> Batch:
         """Whole conversations right-padded, or for generation left-padded prompts up to the last question.
 
@@ -69,7 +82,9 @@ class Batcher:
         """
         if not conversations:
             raise DataError("a batch of no conversations was asked for; at least one was due")
-        prompts = [self.template.prompt(one, for_generation=for_generation) for one in conversations]
+        prompts = [
+            self.template.prompt(self.typed.hand_over(one), for_generation=for_generation) for one in conversations
+        ]
         outputs = self._process(
             prompts, [list(one.images) for one in conversations], "left" if for_generation else "right"
         )
@@ -84,12 +99,13 @@ class Batcher:
         if self.image_token_id is not None:
             kind_BT[ids_BT == self.image_token_id] = TOKEN_IMAGE
         kind_BT[~valid_BT] = TOKEN_PAD
+        outputs["input_ids"] = self.typed.restore(ids_BT)
         inputs = {name: value for name, value in outputs.items() if name in self.input_names}
         return Batch(inputs, loss_BT, kind_BT)
 
     def num_tokens(self, conversation: Conversation) -> int:
         """Tokens of a whole conversation; an image's are counted once for each size that is met."""
-        prompt = self.template.prompt(conversation, for_generation=False)
+        prompt = self.template.prompt(self.typed.hand_over(conversation), for_generation=False)
         return len(self.encode(prompt).ids) + self._added(tuple(image.size for image in conversation.images))
 
     def encode(self, prompt: Prompt) -> Encoded:
@@ -104,7 +120,7 @@ class Batcher:
 
     def _process(self, prompts: Sequence[Prompt], images: list[list[Any]], padding_side: str) -> dict[str, Tensor]:
         try:
-            return self._inputs(prompts, images, padding_side)
+            return self._inputs(prompts, [[to_rgb(image) for image in row] for row in images], padding_side)
         except (ImportError, MemoryError):
             raise
         except Exception as error:

@@ -96,7 +96,8 @@ class Template:
         for question, answer in turns:
             messages.append({"role": "user", "content": self._parts(question)})
             if answer is not None:
-                messages.append({"role": "assistant", "content": self._parts(answer)})
+                spoken: Any = [{"type": "text", "text": answer}] if self.takes_images else answer
+                messages.append({"role": "assistant", "content": spoken})
         is_open = turns[-1][1] is None
         try:
             text: str = self.renderer.apply_chat_template(messages, tokenize=False, add_generation_prompt=is_open)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from linearize_transformers.adapter import TransformersAdapter
@@ -232,6 +233,28 @@ def test_what_a_processor_cannot_take_is_an_error_of_the_data(checkpoint: Callab
     adapter = make_adapter(checkpoint(name))
     with pytest.raises(DataError, match=r"Processor cannot take a batch that begins with .*how many\?.*: \w+Error: "):
         adapter.batch([Conversation((Turn("<image>\nhow many?", "two"),), (no_picture,))])
+
+
+def test_a_picture_that_a_processor_refuses_by_its_size_is_refused_before_its_pixels_are_read(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    adapter = make_adapter(checkpoint("qwen2_5_vl"))
+    wide = Conversation((Turn("<image>\nhow many?", "two"),), (picture(1, 300),), id="wide")
+    for read in (adapter.num_tokens, lambda one: adapter.batch([one])):
+        with pytest.raises(DataError, match=r"Processor cannot take a batch .* aspect ratio must be smaller than 200"):
+            read(wide)
+
+
+@pytest.mark.filterwarnings("ignore:__array__")
+def test_grey_of_16_bits_comes_to_the_model_as_grey_of_8(checkpoint: Callable[[str], Path]) -> None:
+    adapter = make_adapter(checkpoint("llava"))
+    shades = np.tile(np.arange(0, 256, 4, dtype=np.uint16), (64, 1))
+    deep, plain = Image.fromarray(shades * 257), Image.fromarray(shades.astype(np.uint8)).convert("RGB")
+    pixels = [
+        adapter.batch([Conversation((Turn("<image>\nhow many?", "two"),), (one,))]).inputs["pixel_values"]
+        for one in (deep, plain)
+    ]
+    assert torch.equal(*pixels)
 
 
 def test_a_checkpoint_without_a_chat_template_asks_for_one(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:

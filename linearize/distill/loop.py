@@ -110,7 +110,7 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     progress = _resume(context, optimizer)
     log = StageLog(context.folder, progress, writes=context.accelerator.is_main_process)
     watch = FiniteWatch(trained)
-    with prefetch(_steps(context, progress.step), depth=2) as steps, _training(context):
+    with prefetch(_steps(context, progress.step), depth=2) as steps, training_mode(context.model, context.plan):
         for batches in steps:
             # What a mixer draws while it trains depends on the step alone, so a resumed run draws it again.
             torch.manual_seed(int(fingerprint([context.key, progress.step, context.accelerator.process_index]), 16))
@@ -147,12 +147,10 @@ def free_parameters(model: nn.Module, planned: StagePlan) -> dict[str, nn.Parame
 
 
 @contextmanager
-def _training(context: StageContext) -> Iterator[None]:
+def training_mode(model: nn.Module, planned: StagePlan) -> Iterator[None]:
     """The mixers of the stage in training mode; the teacher stays in eval mode, where it is the same each time."""
     mixers = [
-        slot.mixer
-        for slot in linearized_sites(context.model)
-        if slot.mixer is not None and slot.site.index in context.plan.sites
+        slot.mixer for slot in linearized_sites(model) if slot.mixer is not None and slot.site.index in planned.sites
     ]
     for mixer in mixers:
         mixer.train()

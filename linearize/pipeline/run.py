@@ -17,6 +17,7 @@ from linearize.data.bad_record_file import BadRecordFile
 from linearize.data.stream import SampleStream
 from linearize.distill.checkpoint import read_latest
 from linearize.distill.loop import SUMMARY_KEYS, StageContext, load_mixer_tensors, run_stage
+from linearize.distill.rehearsal import choose_conversations, rehearse
 from linearize.distill.seeding import hash_weights, seed_student, summarise
 from linearize.errors import RunError
 from linearize.evaluate.runner import SharedAnswers, evaluate
@@ -27,7 +28,8 @@ from linearize.pipeline.display import Display
 from linearize.pipeline.environment import describe_environment
 from linearize.pipeline.processes import processes, wait_for_first_process
 from linearize.plan.plan import Plan, StagePlan
-from linearize.protocols import Conversation, DataSource, TeacherAdapter
+from linearize.proof.teacher import prove_teacher
+from linearize.protocols import Batch, Conversation, DataSource, TeacherAdapter
 from linearize.recipe.load import LoadedRecipe
 from linearize.report.branch_table import branch_warnings
 from linearize.report.page import write_report
@@ -83,10 +85,18 @@ def run_pipeline(
         model = load_teacher_model(recipe, adapter, accelerator.device)
         if accelerator.is_main_process:
             teacher = _same_teacher(folder, model)
+        batch = None
+        if _summary(folder.stage(len(plan.stages) - 1, plan.stages[-1].stage.name)) is None:
+            batch = _first_batch(recipe, adapter, source, plan).to(accelerator.device)
+            with_mixer = plan.mixers_by_site()
+            prove_teacher(model, adapter, [site for site in plan.sites if site.index in with_mixer], batch)
         reports = seed_student(model, adapter, recipe, plan, accelerator.device)
         if accelerator.is_main_process:
             write_json(folder.seeding, {"teacher_sha256": teacher, **summarise(reports)})
         display.plan(recipe, plan, model, accelerator.device)
+        if batch is not None:
+            objectives = [recipe.components[f"stages.{number}.objective"].build() for number in range(len(plan.stages))]
+            rehearse(model, accelerator, list(zip(plan.stages, objectives, strict=True)), batch)
         key = _run_stages(recipe, adapter, source, plan, folder, display, accelerator, model)
         if accelerator.is_main_process:
             _cast_mixers(recipe, model)
@@ -147,7 +157,7 @@ def _run_stages(
     is_main = accelerator.is_main_process
     left_out = BadRecordFile(folder.path, rank=accelerator.process_index, warn=display.warn if is_main else None)
     left_out.follow(source)
-    stream = SampleStream(source, seed=recipe.recipe.run.seed, shuffle=getattr(source, "shuffle", False))
+    stream = _stream(recipe, source)
 
     def draw(sample: int) -> Conversation:
         conversation = stream[sample]
@@ -183,6 +193,16 @@ def _run_stages(
     return key
 
 
+def _first_batch(recipe: LoadedRecipe, adapter: TeacherAdapter, source: DataSource, plan: Plan) -> Batch:
+    """A conversation or two of the first step, on which the run is tried out."""
+    draw = _stream(recipe, source).__getitem__
+    return adapter.batch(choose_conversations(draw, adapter.num_tokens, plan.stages[0].stage.batch_size))
+
+
+def _stream(recipe: LoadedRecipe, source: DataSource) -> SampleStream:
+    return SampleStream(source, seed=recipe.recipe.run.seed, shuffle=getattr(source, "shuffle", False))
+
+
 def _first_key(recipe: LoadedRecipe) -> str:
     """Hash of all that determines the student before its first stage and the samples that it will see."""
     tables = recipe.tables()
@@ -192,16 +212,22 @@ def _first_key(recipe: LoadedRecipe) -> str:
 
 def _finished(path: Path, planned: StagePlan, model: nn.Module) -> dict[str, Any] | None:
     """The summary of a stage that is done, its result loaded into the model; None when there is work left."""
-    summary = read_sealed(path / "done.json")
+    summary = _summary(path)
     # Damage is the loop's to tell, which then takes the stage's last steps again. The key is not compared: the folder
     # was claimed for this recipe, and an older release made its keys of fewer options.
     checkpoint, _ = read_latest(path / "checkpoints")
-    if summary is None or not summary.keys() >= SUMMARY_KEYS:
+    if summary is None:
         return None
     if checkpoint is None or checkpoint.step != planned.stage.steps:
         return None
     load_mixer_tensors(model, checkpoint.weights)
     return summary
+
+
+def _summary(path: Path) -> dict[str, Any] | None:
+    """What a stage's folder says of it once it is done; None before."""
+    summary: dict[str, Any] | None = read_sealed(path / "done.json")
+    return summary if summary is not None and summary.keys() >= SUMMARY_KEYS else None
 
 
 def _cast_mixers(recipe: LoadedRecipe, model: nn.Module) -> None:

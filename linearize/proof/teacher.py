@@ -32,13 +32,16 @@ another order, over the same terms."""
 NEXT = (
     "A student would be built and seeded for another attention than this one, so nothing was trained. Mend the teacher "
     "plug-in, whose sites() or weights() says so (its author finds all of this with linearize.testing."
-    "TeacherConformance), or let these sites keep their attention with student.layout"
+    "TeacherConformance); or, where no field can say what it does, let the site have fully_described = False and a "
+    "caveat; or let these sites keep their attention with student.layout"
 )
 
 
 @torch.no_grad()
 def prove_teacher(model: nn.Module, adapter: TeacherAdapter, sites: Sequence[AttentionSite], batch: Batch) -> None:
     """Passes a teacher whose attention at ``sites`` is what its adapter says; ``model`` is as ``load`` gave it.
+
+    Sites that are not ``fully_described`` are passed by: the adapter's caveats say what they do besides.
 
     Args:
         batch: one text or several, on the model's device.
@@ -48,7 +51,7 @@ def prove_teacher(model: nn.Module, adapter: TeacherAdapter, sites: Sequence[Att
     """
     differing: dict[int, str] = {}
     hooks: list[Any] = []
-    for site in sites:
+    for site in (site for site in sites if site.fully_described):
         hooks += _prove_as_it_runs(model, adapter, site, differing)
     try:
         model(**batch.inputs, use_cache=False)

@@ -59,6 +59,9 @@ class AttentionSite:
             of one image each other. No mixer does, so an adapter that says so has a caveat for it.
         sharpens_from: from this token on, counted from 0, queries are multiplied by a factor that grows with the
             position, which no mixer does either; None: none are.
+        fully_described: whether the fields here and those of :class:`AttentionWeights` say all that the attention
+            does. Where not (attention sinks, say), nothing compares them with the model, and the adapter has a caveat
+            that says what is missing.
     """
 
     index: int
@@ -84,6 +87,7 @@ class AttentionSite:
     softcap: float | None = None
     own_mask: bool = False
     sharpens_from: int | None = None
+    fully_described: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,6 +65,7 @@ class SiteEntry(Config):
     sharpens_from: NonNegativeInt | None = Field(
         default=None, description="first token whose query is multiplied by a factor of its position; null: none"
     )
+    fully_described: bool = Field(default=True, description="whether the teacher's attention did nothing else")
 
     @classmethod
     def of(cls, site: AttentionSite) -> SiteEntry:

@@ -217,7 +217,7 @@ class TeacherConformance:
         check_shapes(weights, site)
         check_facts(weights, site)
         check_rope(site, call.position)
-        for row in range(len(call.x_BTD)):
+        for row in range(len(call.x_BTD) if site.fully_described else 0):
             case = make_case(call, site, weights, attention, row=row, tolerance=self.tolerance)
             assert_values_near(
                 case.found(),
@@ -237,10 +237,10 @@ class TeacherConformance:
             f"{where}, {name}: o and o_bias are not weight and bias of '{site.output_projection}', or the module does "
             "something behind it; before it all is right, after it it is",
         )
-        if site.own_mask or site.sharpens_from is not None:
+        if site.own_mask or site.sharpens_from is not None or not site.fully_described:
             assert getattr(adapter, "caveats", list)(), (
-                f"{where}: own_mask or sharpens_from says that the attention does what no mixer does; give the adapter "
-                "a method caveats() that says it to people"
+                f"{where}: own_mask, sharpens_from or fully_described says that the attention does what no mixer does; "
+                "give the adapter a method caveats() that says it to people"
             )
 
     def test_conversion_leaves_the_teacher_route_as_it_was(self, adapter: TeacherAdapter) -> None:

@@ -97,3 +97,9 @@ def test_sites_that_agree_are_not_blamed(checkpoint: Callable[[str], Path]) -> N
         prove(adapter)
     model = adapter.load(dtype=torch.float32, device="cpu")
     prove_teacher(model, adapter, adapter.sites()[:1], adapter.batch([Conversation((LONG,))]))
+
+
+def test_what_no_field_can_say_is_a_caveat_and_not_compared(checkpoint: Callable[[str], Path]) -> None:
+    adapter = Wrong(TransformersTeacherConfig(checkpoint=str(checkpoint("llama"))))
+    adapter.facts = {"scale": 1.0, "fully_described": False}
+    prove(adapter)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from linearize.errors import PluginFault
 from linearize.plan.mixers import SiteMixers, group_sites
 from linearize.plan.plan import CheckedRecipe, Plan, StagePlan
-from linearize.plan.plan.trials import try_benchmark, try_data
 from linearize.plan.roles import asked_roles, check_roles_of_stand_in, select_parameters
+from linearize.plan.trials import try_benchmark, try_data
 from linearize.plugin.discovery import Plugins
 from linearize.protocols import AttentionSite, Layout, LeavesOut, TeacherAdapter
 from linearize.recipe.load import MIXER, Draft, draft_recipe, finish_draft, site_mixer_path

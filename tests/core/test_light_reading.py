@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from linearize.cli.app.light import only_reads
+
+from linearize.cli.light import only_reads
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {
@@ -20,7 +21,7 @@ MODEL_CODE = {"torch._dynamo", "torch._inductor", "transformers.modeling_utils",
 """What every model of transformers imports; a teacher that tells its sites from its configuration needs none of it."""
 SAYS_WHAT_IT_IMPORTED = """
 import sys
-from linearize.cli.app import main
+from linearize.cli import main
 try:
     main()
 except SystemExit as end:
@@ -74,7 +75,7 @@ def test_commands_that_compute_keep_all_that_is_installed(arguments: list[str], 
 
 def test_what_a_reading_process_leaves_out_plug_ins_can_import(tmp_path: Path) -> None:
     code = (
-        "from linearize.cli.app.light import leave_out_what_only_runs_need as leave_out\n"
+        "from linearize.cli.light import leave_out_what_only_runs_need as leave_out\n"
         "leave_out()\n"
         "import accelerate, torch.distributed\n"
         "assert torch.distributed.is_available()\n"

@@ -16,7 +16,7 @@ HEAVY = {
 }  # fmt: skip
 SAYS_WHAT_IT_IMPORTED = """
 import sys
-from linearize.cli.app import main
+from linearize.cli import main
 try:
     main()
 except SystemExit as end:

@@ -13,9 +13,9 @@ from typing import Any
 
 READING = ("check", "plan")
 """Commands that load no weight."""
-PACKAGES = ("accelerate", "scipy", "sklearn")
+PACKAGES = ("accelerate", "scipy")
 QUESTIONS = (
-    "is_accelerate_available", "is_scipy_available", "is_sklearn_available", "is_torch_distributed_available",
+    "is_accelerate_available", "is_scipy_available", "is_torch_distributed_available",
 )  # fmt: skip
 """What transformers asks before it imports these; it keeps the answers."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from functools import cache
+from importlib.resources import files
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,19 +77,14 @@ def glyph_mask(glyph: str, size: int) -> Mask:
 
 @cache
 def handwritten() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The 1797 digits of scikit-learn: ink [1797, 10, 10] in 0..255, one empty pixel around, and labels [1797].
+    """The 1797 digits of digits.npz: ink [1797, 10, 10] in 0..255, one empty pixel around, and labels [1797].
 
-    Raises:
-        PluginError: scikit-learn, which carries these digits, is not installed.
+    Source: https://archive.ics.uci.edu/dataset/80, test set; see digits.md beside it.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise PluginError("glance task 'digits' takes its digits from scikit-learn, which is missing here: "
-                          "install scikit-learn, or leave 'digits' out of the tasks") from error  # fmt: skip
-    data = load_digits()
-    ink = np.pad((data.images * 255 / 16).astype(np.uint8), ((0, 0), (1, 1), (1, 1)))
-    return ink, np.asarray(data.target, dtype=np.int64)
+    with files(__package__).joinpath("digits.npz").open("rb") as file, np.load(file) as stored:
+        images, labels = stored["images"], stored["labels"]
+    ink = np.pad((images * (255 / 16)).astype(np.uint8), ((0, 0), (1, 1), (1, 1)))
+    return ink, labels.astype(np.int64)
 
 
 @cache

@@ -14,7 +14,7 @@ from linearize.cli.light import only_reads
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {
-    "accelerate", "datasets", "matplotlib", "pandas", "scipy", "sklearn", "torchvision", "triton", "fla", "mamba_ssm",
+    "accelerate", "datasets", "matplotlib", "pandas", "scipy", "torchvision", "triton", "fla", "mamba_ssm",
     "linearize.distill.loop", "linearize.pipeline.run",
 }  # fmt: skip
 MODEL_CODE = {"torch._dynamo", "torch._inductor", "transformers.modeling_utils", "transformers.processing_utils"}
@@ -40,8 +40,7 @@ def imported_by(*arguments: str, cwd: Path) -> set[str]:
 
 @pytest.fixture
 def recipe(tables: dict[str, object], write: Callable[[str, str], Path]) -> Path:
-    # The task 'digits' takes its digits from scikit-learn.
-    return write("recipe.toml", tomli_w.dumps(tables | {"data": {"type": "glance", "tasks": {"count": 1.0}}}))
+    return write("recipe.toml", tomli_w.dumps(tables))
 
 
 def test_checking_a_teacher_that_is_known_from_its_configuration_needs_no_model_code(

@@ -11,7 +11,7 @@ from pathlib import Path
 import tomli_w
 
 HEAVY = {
-    "accelerate", "datasets", "matplotlib", "pandas", "scipy", "sklearn", "torchvision", "triton", "fla", "mamba_ssm",
+    "accelerate", "datasets", "matplotlib", "pandas", "scipy", "torchvision", "triton", "fla", "mamba_ssm",
     "linearize.distill.loop", "linearize.pipeline.run",
 }  # fmt: skip
 SAYS_WHAT_IT_IMPORTED = """

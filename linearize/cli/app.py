@@ -177,6 +177,15 @@ def plugins(as_json: Annotated[bool, typer.Option("--json", help="For programs."
 
 
 @app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, with all that is installed, for editors: `#:schema FILE` names it."""
+    from linearize.plugin.discovery import Plugins
+    from linearize.recipe.schema import recipe_schema
+
+    typer.echo(json.dumps(recipe_schema(Plugins.discover()), indent=2, ensure_ascii=False))
+
+
+@app.command()
 def report(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/mmmamba-hovle.")],
 ) -> None:

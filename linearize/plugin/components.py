@@ -28,6 +28,8 @@ from linearize.plugin.problems import DESCRIBED, Finding, find_problems
 from linearize.plugin.specs import MixerSpec, Spec, load_target
 
 PLUGINS = "plugins"
+COMPONENT_KEY = "x-component"
+"""Key of a JSON Schema that stands for any component of one kind, which only the registered plug-ins know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,9 @@ class ComponentOf:
         return core_schema.with_info_plain_validator_function(
             self._validate, serialization=core_schema.plain_serializer_function_ser_schema(_serialize, info_arg=True)
         )
+
+    def __get_pydantic_json_schema__(self, schema: core_schema.CoreSchema, handler: Any) -> dict[str, Any]:
+        return {COMPONENT_KEY: self.kind.kind}
 
     def _validate(self, value: Any, info: ValidationInfo) -> ResolvedComponent:
         if isinstance(value, ResolvedComponent) and isinstance(value.spec, self.kind):

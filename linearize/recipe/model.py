@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
-from linearize.plugin.components import named
+from linearize.plugin.components import COMPONENT_KEY, named
 from linearize.plugin.config import Config
+from linearize.plugin.specs import (
+    BenchmarkSpec,
+    DataSpec,
+    LayoutSpec,
+    MixerSpec,
+    ObjectiveSpec,
+    ScheduleSpec,
+    SeederSpec,
+    Spec,
+    TeacherSpec,
+)
 from linearize.recipe.site_ranges import SiteIndices, site_ranges
 
 
@@ -21,6 +32,10 @@ class Component(BaseModel):
     def options(self) -> dict[str, Any]:
         """The keys beside ``type``."""
         return dict(self.model_extra or {})
+
+
+def _table_of(kind: type[Spec]) -> WithJsonSchema:
+    return WithJsonSchema({COMPONENT_KEY: kind.kind})
 
 
 class RunTable(Config):
@@ -46,7 +61,7 @@ class SiteMixerTable(Config):
     sites: SiteIndices = Field(
         min_length=1, description='the sites, from 0 through the whole decoder: [0, 1, 5] or "0-1, 5"'
     )
-    mixer: dict[str, Any] = Field(
+    mixer: Annotated[dict[str, Any], _table_of(MixerSpec)] = Field(
         description="keys laid over student.mixer at these sites; another `type` takes none of its options"
     )
 
@@ -54,12 +69,12 @@ class SiteMixerTable(Config):
 class StudentTable(Config):
     """What takes the place of the teacher's attention."""
 
-    mixer: Component
+    mixer: Annotated[Component, _table_of(MixerSpec)]
     sites: tuple[SiteMixerTable, ...] = Field(
         default=(), description="sites with another mixer, or with other options of it; a site in one entry at most"
     )
-    layout: Component = named("all")
-    seeder: Component = named("mimic")
+    layout: Annotated[Component, _table_of(LayoutSpec)] = named("all")
+    seeder: Annotated[Component, _table_of(SeederSpec)] = named("mimic")
 
     @field_validator("sites")
     @classmethod
@@ -117,7 +132,7 @@ class Stage(Config):
     name: str = Field(
         pattern=r"^[a-z0-9][a-z0-9-]*$", description="names the stage's folder; overlays match stages by it"
     )
-    objective: Component
+    objective: Annotated[Component, _table_of(ObjectiveSpec)]
     train: tuple[str, ...] = Field(
         min_length=1, description="parameter roles that are trained: new, qkv, conv, decay, gate, ..."
     )
@@ -148,7 +163,7 @@ class Stage(Config):
 class EvaluateTable(Config):
     """What the student is asked at the end."""
 
-    benchmarks: tuple[Component, ...] = Field(
+    benchmarks: tuple[Annotated[Component, _table_of(BenchmarkSpec)], ...] = Field(
         default=(), description="question sets; none: the student is saved without a score"
     )
     batch_size: int = Field(default=64, gt=0, description="questions answered together")
@@ -169,10 +184,10 @@ class Recipe(Config):
     """A whole run. The same file with the same plug-in versions gives the same numbers."""
 
     run: RunTable
-    teacher: Component
+    teacher: Annotated[Component, _table_of(TeacherSpec)]
     student: StudentTable
-    data: Component
-    schedule: Component | None = Field(
+    data: Annotated[Component, _table_of(DataSpec)]
+    schedule: Annotated[Component, _table_of(ScheduleSpec)] | None = Field(
         default=None, description="stages to start from; `stages` of the same name overlay them"
     )
     stages: tuple[Stage, ...] = Field(min_length=1)

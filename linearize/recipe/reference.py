@@ -1,4 +1,4 @@
-"""The recipe reference, made from the models that check recipes.
+"""The recipe reference, made from the JSON Schema of recipes.
 
 ``python -m linearize.recipe.reference > docs/recipe.md`` writes the page.
 """
@@ -6,43 +6,25 @@
 from __future__ import annotations
 
 import re
-import types
-import typing
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
-
-from linearize.plugin.components import ComponentOf
+from linearize.plugin.components import COMPONENT_KEY
 from linearize.plugin.discovery import Plugins
 from linearize.plugin.specs import KINDS, FormatSpec, Spec
 from linearize.recipe.compare_table import CompareTable
-from linearize.recipe.model import Component, Recipe
+from linearize.recipe.model import Recipe
+from linearize.recipe.schema import NOTHING, Schema, component_schema, model_schema
 from linearize.recipe.toml import to_inline
 
 OWN_ORIGINS = ("linearize", "checkout")
 """Where plug-ins of this repository come from: installed with linearize, or found beside it."""
 
-COMPONENT_KEYS: Mapping[str, str] = {
-    "teacher": "teacher",
-    "student.mixer": "mixer",
-    "student.layout": "layout",
-    "student.seeder": "seeder",
-    "data": "data",
-    "schedule": "schedule",
-    "stages.objective": "objective",
-    "evaluate.benchmarks": "benchmark",
-}
-"""Keys that hold a component -> the kind of component."""
-
 INTRODUCTION = """\
 # Recipe reference
 
-A recipe is one TOML file; `linearize check` says everything that is wrong with it. This page is made from the models
-that do the checking: `python -m linearize.recipe.reference > docs/recipe.md`, and a test keeps it current.
+A recipe is one TOML file; `linearize check` says everything that is wrong with it. This page is made from the same
+JSON Schema as editors use: `python -m linearize.recipe.reference > docs/recipe.md`, and a test keeps it current.
 
 - **Components.** A table with `type` names a component; its other keys are that component's options, listed below by
   kind. `linearize plugins` lists what is installed, other people's plug-ins included.
@@ -56,6 +38,8 @@ that do the checking: `python -m linearize.recipe.reference > docs/recipe.md`, a
   `extends` starts at the file that says it. The resolved recipe in a run folder means the same from the same directory.
 - **`schedule`** makes stages; `[[stages]]` with the same `name` change keys of them, and others are added behind.
 - **`[compare]`** belongs to `linearize compare`, see [compare.md](compare.md); a single run refuses it.
+- **Editors.** `linearize schema > recipe.schema.json` writes a JSON Schema of recipes, other people's plug-ins too;
+  with the line `#:schema recipe.schema.json` at the top of a recipe, editors that know TOML complete and check keys.
 - **Absent** below means that the key is left out and nothing takes its place.
 """
 
@@ -63,8 +47,9 @@ that do the checking: `python -m linearize.recipe.reference > docs/recipe.md`, a
 def recipe_reference(plugins: Plugins) -> str:
     """The whole page, of the core's tables and the components that come with linearize."""
     lines = [INTRODUCTION, "## Tables", ""]
-    lines += _table_section("", "", Recipe)
-    lines += _table_section("[compare]", "compare", CompareTable)
+    for path, model in (("", Recipe), ("compare", CompareTable)):
+        definitions: dict[str, Schema] = {}
+        lines += _table_section(model_schema(model, "", definitions), path, definitions)
     specs = [spec for record in plugins.records if record.origin in OWN_ORIGINS for spec in record.specs]
     for kind in KINDS:
         if kind is not FormatSpec:
@@ -75,120 +60,105 @@ def recipe_reference(plugins: Plugins) -> str:
 
 def _component_section(spec: Spec) -> Iterator[str]:
     yield from (f"### {spec.kind} `{spec.name}`", "", f"{_sentence(spec.summary)} Source: <{spec.source}>", "")
-    model = spec.config_class()
-    if not model.model_fields:
+    definitions: dict[str, Schema] = {}
+    schema = component_schema(spec, definitions)
+    del schema["properties"]["type"]
+    if not schema["properties"]:
         yield from ("No options.", "")
         return
-    yield from _key_table(model, "")
-    for name, field in model.model_fields.items():
-        inner = _model_in(field.annotation)
+    yield from _key_table(schema, definitions)
+    for name, field in schema["properties"].items():
+        inner = _model_in(field, definitions)
         if inner is not None:
-            yield from _table_section(f"{spec.kind} {spec.name}: {name}", name, inner)
+            yield from _table_section(inner, name, definitions, f"{spec.kind} {spec.name}: {name}")
 
 
-def _table_section(heading: str, path: str, model: type[BaseModel]) -> Iterator[str]:
-    """A heading, the model's docstring, its keys, and then the tables inside it."""
-    if heading:
-        yield from (f"### `{heading}`", "")
-        if model.__doc__:
-            yield from (model.__doc__.strip().splitlines()[0], "")
-    yield from _key_table(model, path)
-    for name, field in model.model_fields.items():
-        inner = _model_in(field.annotation)
-        if inner is not None and inner is not Component:
+def _table_section(schema: Schema, path: str, definitions: dict[str, Schema], heading: str = "") -> Iterator[str]:
+    """A heading, what the table is, its keys, and then the tables inside it."""
+    if path:
+        yield from (f"### `{heading or f'[{path}]'}`", "", _first_line(schema), "")
+    yield from _key_table(schema, definitions)
+    for name, field in schema["properties"].items():
+        inner = _model_in(field, definitions)
+        if inner is not None:
             below = f"{path}.{name}" if path else name
-            is_list = _origin(field.annotation) in (tuple, list)
-            yield from _table_section(f"[[{below}]]" if is_list else f"[{below}]", below, inner)
+            yield from _table_section(inner, below, definitions, f"[[{below}]]" if "items" in field else "")
 
 
-def _key_table(model: type[BaseModel], path: str) -> Iterator[str]:
+def _key_table(schema: Schema, definitions: dict[str, Schema]) -> Iterator[str]:
     yield from ("| key | type | default | what it is |", "| --- | --- | --- | --- |")
-    for name, field in model.model_fields.items():
-        below = f"{path}.{name}" if path else name
-        cells = (f"`{name}`", _type(field, below), _default(field), _description(field, below))
+    for name, field in schema["properties"].items():
+        default = "required" if name in schema.get("required", ()) else _default(field)
+        cells = (f"`{name}`", _type(field), default, _description(field, definitions))
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
     yield ""
 
 
-def _description(field: FieldInfo, path: str) -> str:
-    inner = _model_in(field.annotation)
-    if field.description:
-        text = field.description
-    elif inner is Component:
-        text = f"which {COMPONENT_KEYS[path]}; see the components below"
-    else:
-        text = ((inner and inner.__doc__) or "").strip().partition("\n")[0]
+def _description(field: Schema, definitions: dict[str, Schema]) -> str:
+    kind = _only_choice(field).get(COMPONENT_KEY)
+    inner = _model_in(field, definitions)
+    text = field.get("description") or (inner and _first_line(inner)) or (kind and f"which {kind}; see below") or ""
     return re.sub(r"<(?=\w)", "&lt;", text)  # a placeholder such as <name> is no HTML
+
+
+def _default(field: Schema) -> str:
+    value = field.get("default")
+    if value is None:
+        return "absent"
+    return "see below" if "$ref" in field else f"`{to_inline(value)}`"
+
+
+def _type(field: Schema, comma: str = ", ") -> str:
+    """What a value is, in words."""
+    if _only_choice(field) is not field:
+        return _type(_only_choice(field))
+    if "anyOf" in field:
+        return " or ".join(_type(choice, " ") for choice in field["anyOf"] if choice != NOTHING)
+    if COMPONENT_KEY in field:
+        return f"{field[COMPONENT_KEY]} table"
+    if "$ref" in field:
+        return "table"
+    if "enum" in field or "const" in field:
+        return " or ".join(f"`{to_inline(value)}`" for value in field.get("enum", [field.get("const")]))
+    if "prefixItems" in field:
+        return f"[{', '.join(map(_type, field['prefixItems']))}]"
+    if field["type"] == "array":
+        inside = _type(field["items"])
+        return f"list of {inside}s" if inside.endswith("table") else f"list of {inside}"
+    if field["type"] == "object":
+        values = field.get("additionalProperties")
+        return f"table of {_type(values, ' ')} by name" if isinstance(values, dict) and values else "table"
+    names = {"string": "text", "boolean": "`true` or `false`"}
+    name = "path" if field.get("format") == "path" else str(names.get(field["type"], field["type"]))
+    return comma.join((name, *_limits(field)))
+
+
+def _limits(field: Schema) -> Iterator[str]:
+    signs = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
+    yield from (f"{sign} {field[key]:g}" for key, sign in signs.items() if key in field)
+    if "pattern" in field:
+        yield f"matching `{field['pattern']}`"
+
+
+def _model_in(field: Schema, definitions: dict[str, Schema]) -> Schema | None:
+    """The table that a field holds, in a list too; None of any other value and of components."""
+    reference = _only_choice(field).get("$ref") or field.get("items", {}).get("$ref")
+    return definitions[reference.removeprefix("#/$defs/")] if reference else None
+
+
+def _only_choice(field: Schema) -> dict[str, Any]:
+    """The field itself, or what it may be beside absent."""
+    choices = [choice for choice in field.get("anyOf", ()) if choice != NOTHING]
+    return choices[0] if len(choices) == 1 else field
+
+
+def _first_line(schema: Schema) -> str:
+    return str(schema.get("description", "")).strip().partition("\n")[0]
 
 
 def _sentence(text: str) -> str:
     text = text[:1].upper() + text[1:]
     return text if text.endswith((".", "!", "?")) else f"{text}."
-
-
-def _type(field: FieldInfo, path: str) -> str:
-    component = next((item for item in field.metadata if isinstance(item, ComponentOf)), None)
-    if component is not None:
-        return f"{component.kind.kind} table"
-    return ", ".join((_type_name(field.annotation, path), *filter(None, map(_constraint, field.metadata))))
-
-
-def _type_name(annotation: Any, path: str = "") -> str:
-    origin, arguments = _origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated:
-        limits = [item for extra in arguments[1:] for item in getattr(extra, "metadata", [extra])]
-        return _type_name(arguments[0], path) + "".join(f" {words}" for words in map(_constraint, limits) if words)
-    if origin is typing.Literal:
-        return " or ".join(f"`{to_inline(value)}`" for value in arguments)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_type_name(part, path) for part in arguments if part is not types.NoneType)
-    if origin in (tuple, list):
-        if len(arguments) == 2 and arguments[1] is not Ellipsis:
-            return f"[{_type_name(arguments[0])}, {_type_name(arguments[1])}]"
-        inside = _type_name(arguments[0], path)
-        return f"list of {inside}s" if inside.endswith("table") else f"list of {inside}"
-    if origin is dict and arguments[1] is Any:
-        return "table"
-    if origin is dict:
-        return f"table of {_type_name(arguments[1])} by name"
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return f"{COMPONENT_KEYS[path]} table" if annotation is Component else "table"
-    names = {str: "text", Path: "path", bool: "`true` or `false`", int: "integer", float: "number"}
-    return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
-
-
-def _constraint(metadata: Any) -> str:
-    """One limit of pydantic's, such as Gt(gt=0), in signs."""
-    for attribute, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤")):
-        limit = getattr(metadata, attribute, None)
-        if limit is not None:
-            return f"{sign} {limit:g}"
-    if getattr(metadata, "pattern", None):
-        return f"matching `{metadata.pattern}`"
-    return ""
-
-
-def _default(field: FieldInfo) -> str:
-    value = field.get_default(call_default_factory=True, validated_data={})
-    if value is PydanticUndefined:
-        return "required"
-    if value is None:
-        return "absent"
-    if isinstance(value, BaseModel):
-        return "see below"
-    return f"`{to_inline(value)}`"
-
-
-def _origin(annotation: Any) -> Any:
-    return typing.Annotated if hasattr(annotation, "__metadata__") else typing.get_origin(annotation)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The model that a field holds, inside a list or an alternative too."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    found = (_model_in(argument) for argument in typing.get_args(annotation))
-    return next((model for model in found if model is not None), None)
 
 
 if __name__ == "__main__":

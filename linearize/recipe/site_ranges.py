@@ -40,5 +40,7 @@ def site_ranges(indices: Sequence[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-SiteIndices = Annotated[tuple[int, ...], BeforeValidator(parse_site_ranges)]
+SiteIndices = Annotated[
+    tuple[int, ...], BeforeValidator(parse_site_ranges, json_schema_input_type=tuple[int, ...] | str)
+]
 """A field that takes either form."""

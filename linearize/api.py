@@ -212,9 +212,11 @@ def compare(
 
     Raises:
         RecipeError: with every problem of the table and of every cell; nothing has run then.
-        RunError: the folder holds something else, is in use, or the disk is full.
+        RunError: the folder holds something else, is in use, or the disk is full; or `compare.seconds` is set and a
+            cell's steps could not be timed.
     """
     from linearize.comparison.cells import plan_comparison
+    from linearize.comparison.equal_time import with_equal_time
     from linearize.comparison.findings import collect
     from linearize.comparison.folder import ComparisonFolder
     from linearize.comparison.page import write_report
@@ -229,6 +231,7 @@ def compare(
             shown.note(f"the old comparison is kept in {RunFolder(folder.path).set_aside()}")
     try:
         with disk_errors(folder.path), folder.locked():
+            comparison = with_equal_time(comparison, folder, shown, show=display is not None and jobs == 1, jobs=jobs)
             left = sum(not folder.is_finished(cell, seed) for cell, seed in comparison.runs())
             most_jobs = folder.claim(comparison, max(1, min(jobs, left)))
             for caveat in comparison.cells[0].checked.plan.caveats:  # of the teacher, which all cells share

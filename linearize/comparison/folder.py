@@ -3,6 +3,7 @@
 runs/<name>/
   comparison.json            what all cells share, and each cell's recipe
   cells/<cell>/seed-<n>/     a run folder like any other
+  timing/                    with compare.seconds: the short runs by which steps were timed, a folder like this one
   teacher/                   what the teacher answered, for all runs
   logs/                      what each run printed, and why it failed if it did
   decode.json                milliseconds per token of teacher and students

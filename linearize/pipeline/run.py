@@ -86,7 +86,8 @@ def run_pipeline(
         if accelerator.is_main_process:
             teacher = _same_teacher(folder, model)
         batch = None
-        if _summary(folder.stage(len(plan.stages) - 1, plan.stages[-1].stage.name)) is None:
+        stages = plan.stages_with_steps()
+        if not stages or _summary(folder.stage(max(stages), stages[max(stages)].stage.name)) is None:
             batch = _first_batch(recipe, adapter, source, plan).to(accelerator.device)
             with_mixer = plan.mixers_by_site()
             prove_teacher(model, adapter, [site for site in plan.sites if site.index in with_mixer], batch)
@@ -95,8 +96,8 @@ def run_pipeline(
             write_json(folder.seeding, {"teacher_sha256": teacher, **summarise(reports)})
         display.plan(recipe, plan, model, accelerator.device)
         if batch is not None:
-            objectives = [recipe.components[f"stages.{number}.objective"].build() for number in range(len(plan.stages))]
-            rehearse(model, accelerator, list(zip(plan.stages, objectives, strict=True)), batch)
+            objectives = [recipe.components[f"stages.{number}.objective"].build() for number in stages]
+            rehearse(model, accelerator, list(zip(stages.values(), objectives, strict=True)), batch)
         key = _run_stages(recipe, adapter, source, plan, folder, display, accelerator, model)
         if accelerator.is_main_process:
             _cast_mixers(recipe, model)
@@ -166,7 +167,7 @@ def _run_stages(
 
     key = _first_key(recipe)
     first_sample = 0
-    for number, planned in enumerate(plan.stages):
+    for number, planned in plan.stages_with_steps().items():
         key = fingerprint([key, recipe.tables()["stages"][number]])
         path = folder.stage(number, planned.stage.name)
         summary = _finished(path, planned, model)

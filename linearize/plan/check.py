@@ -125,7 +125,7 @@ def _site_mixers(
     draft: Draft, sites: Sequence[AttentionSite], linear: Sequence[int] | None
 ) -> tuple[SiteMixers, ...] | None:
     """The mixers of all sites that get one; None where one of them cannot be built."""
-    everywhere = linear is None or any(stage.sites == "all" for stage in draft.stages.values())
+    everywhere = linear is None or any(stage.sites == "all" and stage.steps for stage in draft.stages.values())
     wanted = [site for site in sites if everywhere or site.index in (linear or ())]
     paths = _mixer_paths(draft, sites, {site.index for site in wanted})
     run = draft.recipe.run if draft.recipe is not None else RunTable(name="any")
@@ -181,7 +181,7 @@ def _plan_stages(
                 site: names
                 for group, names in zip(taking_part, chosen, strict=True)
                 for site in group.sites
-                if site in indices and names
+                if site in indices and names and (stage is None or stage.steps)
             }
         if stage is None:
             continue

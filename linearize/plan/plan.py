@@ -62,6 +62,10 @@ class Plan:
         """One sequence's recurrent state over all linear sites, in bytes; constant in its length."""
         return sum(group.state_bytes * len(set(group.sites) & set(self.linear)) for group in self.mixers)
 
+    def stages_with_steps(self) -> dict[int, StagePlan]:
+        """Position in the recipe -> stage, of those that are run; a stage of no steps is left out."""
+        return {number: planned for number, planned in enumerate(self.stages) if planned.stage.steps}
+
     def mixers_by_site(self) -> dict[int, SiteMixers]:
         """Index of every site that gets a mixer -> the group that its mixer belongs to, ascending."""
         found = {site: group for group in self.mixers for site in group.sites}

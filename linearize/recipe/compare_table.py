@@ -28,6 +28,13 @@ class CompareTable(Config):
         default=None, pattern=NAME, description="the folder is runs/<name>; absent: run.name with -compare behind it"
     )
     seeds: int = Field(default=1, gt=0, description="runs per cell; from two on, intervals know of the seeds' noise")
+    seconds: float | None = Field(
+        default=None,
+        gt=0,
+        description="training time of every run in seconds: each cell's stages are lengthened or shortened by one "
+        "factor to fill it, by the time of a step, which is measured first; absent: steps are the recipe's",
+    )
+    timing_steps: int = Field(default=30, gt=1, description="optimizer steps of each stage that are timed for it")
     vary: dict[str, Any] = Field(
         default={}, description='key of the recipe -> list of alternatives: student.mixer.type = ["mamba2", "gla"]'
     )

@@ -141,7 +141,7 @@ class Stage(Config):
         default="layout",
         description="layout: the sites that end up linear; all: every site, kept ones too (as the paper's stages 1, 2)",
     )
-    steps: int = Field(gt=0, description="optimizer steps")
+    steps: int = Field(ge=0, description="optimizer steps; 0: the stage is left out")
     batch_size: int = Field(default=32, gt=0, description="conversations per optimizer step, over all devices")
     max_tokens: int = Field(
         default=16384,

@@ -135,8 +135,8 @@ def test_costs_count_new_parameters_trained_ones_and_memory(tables: Tables) -> N
 
 
 def test_an_unknown_mixer_is_told_with_the_nearest_name_and_the_others_problems(tables: Tables) -> None:
-    found = problems(tables(), ["stages.0.steps=0"], mixers=["mamba2", "mamba22"])
-    assert found[0] == "stages.align.steps: Input should be greater than 0; got 0"
+    found = problems(tables(), ["stages.0.steps=-1"], mixers=["mamba2", "mamba22"])
+    assert found[0] == "stages.align.steps: Input should be greater than or equal to 0; got -1"
     assert found[1].startswith("cell 'mamba22': student.mixer.type: unknown mixer 'mamba22'. Did you mean 'mamba2'?")
     assert len(found) == 2
 

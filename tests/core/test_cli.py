@@ -88,9 +88,9 @@ def test_a_wrong_recipe_is_told_on_stderr_with_status_1_and_no_traceback(recipe:
 
 
 def test_run_refuses_a_wrong_recipe_before_it_makes_a_folder(recipe: Path, tmp_path: Path) -> None:
-    done = shell("run", str(recipe), "--set", "stages.0.steps=0", cwd=tmp_path)
+    done = shell("run", str(recipe), "--set", "stages.0.steps=-1", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "stages.align.steps: Input should be greater than 0; got 0" in done.stderr
+    assert "stages.align.steps: Input should be greater than or equal to 0; got -1" in done.stderr
     assert not (tmp_path / "runs").exists()
 
 

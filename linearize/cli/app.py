@@ -110,6 +110,9 @@ def compare(
             console.print(plan_table(comparison))
             for caveat in comparison.cells[0].checked.plan.caveats:  # of the teacher, which all cells share
                 display.warn(caveat)
+            remarks = [(cell.name, remark) for cell in comparison.cells for remark in cell.checked.plan.remarks()]
+            for cell, remark in remarks:
+                display.note(f"note: cell '{cell}': {remark}")
             return
         result = api.compare(
             recipe, overrides or (), mixers=names, seeds=seeds, jobs=jobs, fresh=fresh, display=display
@@ -135,6 +138,8 @@ def check(recipe: RecipeFile, overrides: Overrides = None) -> None:
         typer.echo(f"{recipe} is OK: {len(plan.linear)} of {len(plan.sites)} sites become linear; stages: {stages}")
         for warning in filter(None, (*plan.caveats, left_out(checked.source))):
             typer.echo(f"warning: {warning}")
+        for remark in plan.remarks():
+            typer.echo(f"note: {remark}")
 
 
 @app.command()

@@ -129,6 +129,15 @@ class LinearMixer(nn.Module):
             state["conv"] = torch.zeros(shape, device=device, dtype=dtype)
         return state | self.empty_recurrent_state(batch_size, device=device, dtype=dtype)
 
+    def remarks(self) -> list[str]:
+        """See :class:`linearize.protocols.RemarkingMixer`."""
+        found = []
+        if self.rope and not self.site.has_rope:
+            found.append("rope = true changes nothing, since the teacher's attention has no positions there")
+        if self.site.qkv_bias and not self.config.qkv_bias:
+            found.append("the teacher's biases of q, k and v are dropped; qkv_bias = true keeps them")
+        return found
+
     def roles(self) -> Mapping[str, frozenset[str]]:
         """Every parameter name with its roles.
 

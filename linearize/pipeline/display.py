@@ -86,9 +86,11 @@ class SilentDisplay:
         self._log.warning(text)
 
     def plan(self, recipe: LoadedRecipe, plan: Plan, model: Any = None, device: Any = None) -> None:
-        """Logs the caveats as warnings."""
+        """Logs the caveats as warnings, and what mixers remark as information."""
         for caveat in plan.caveats:
             self.warn(caveat)
+        for remark in plan.remarks():
+            self.note(remark)
 
     def stage_started(self, number: int, planned: StagePlan) -> None:
         """Says nothing."""
@@ -148,12 +150,14 @@ class ConsoleDisplay:
         self._line(f"warning: {text}", style="yellow")
 
     def plan(self, recipe: LoadedRecipe, plan: Plan, model: Any = None, device: Any = None) -> None:
-        """The plan's tables and caveats, unless brief."""
+        """The plan's tables, caveats and remarks, unless brief."""
         self._num_stages = len(plan.stages)
         if not self._brief:
             self.console.print(plan_tables(recipe, plan, model, device))
             for caveat in plan.caveats:
                 self.warn(caveat)
+            for remark in plan.remarks():
+                self.note(f"note: {remark}")
 
     def stage_started(self, number: int, planned: StagePlan) -> None:
         """Starts the bar."""

@@ -21,6 +21,7 @@ class SiteMixers:
         sizes: name of every parameter -> how many numbers it holds.
         roles: name of every parameter -> its roles.
         state_bytes: the recurrent state of one sequence at one of the sites; constant in its length.
+        remarks: what mixers say of their options -> the sites where they say it.
     """
 
     sites: tuple[int, ...]
@@ -28,6 +29,7 @@ class SiteMixers:
     sizes: Mapping[str, int]
     roles: Mapping[str, frozenset[str]]
     state_bytes: int
+    remarks: Mapping[str, tuple[int, ...]]
 
     @property
     def num_parameters(self) -> int:
@@ -62,14 +64,22 @@ def group_sites(
         if hasattr(mixer, "describe_backends"):
             mixer.describe_backends(device)  # refuses a backend that cannot run there
         sizes = {name: parameter.numel() for name, parameter in mixer.named_parameters()}
-        found = SiteMixers((site.index,), component, sizes, dict(mixer.roles()), state_bytes(mixer, dtype))
+        remarks = dict.fromkeys(getattr(mixer, "remarks", tuple)(), (site.index,))
+        found = SiteMixers((site.index,), component, sizes, dict(mixer.roles()), state_bytes(mixer, dtype), remarks)
         for at, group in enumerate(groups):
-            if dataclasses.replace(found, sites=group.sites) == group:
-                groups[at] = dataclasses.replace(group, sites=(*group.sites, site.index))
+            if dataclasses.replace(found, sites=group.sites, remarks=group.remarks) == group:
+                groups[at] = _with_site(group, site.index, remarks)
                 break
         else:
             groups.append(found)
     return tuple(groups)
+
+
+def _with_site(group: SiteMixers, site: int, remarks: Mapping[str, tuple[int, ...]]) -> SiteMixers:
+    """The group with one site more."""
+    texts = dict.fromkeys([*group.remarks, *remarks])
+    together = {text: (*group.remarks.get(text, ()), *remarks.get(text, ())) for text in texts}
+    return dataclasses.replace(group, sites=(*group.sites, site), remarks=together)
 
 
 def state_bytes(mixer: Any, dtype: str) -> int:

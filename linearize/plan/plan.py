@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from linearize.plan.mixers import SiteMixers
+from linearize.plugin.components import component_title
 from linearize.protocols import AttentionSite, DataSource, LeavesOut, TeacherAdapter
 from linearize.recipe.load import LoadedRecipe
 from linearize.recipe.model import Stage
+from linearize.recipe.site_ranges import site_ranges
 
 SAMPLES_FOR_TOKENS = 64
 
@@ -61,6 +63,14 @@ class Plan:
     def state_bytes(self) -> int:
         """One sequence's recurrent state over all linear sites, in bytes; constant in its length."""
         return sum(group.state_bytes * len(set(group.sites) & set(self.linear)) for group in self.mixers)
+
+    def remarks(self) -> list[str]:
+        """What mixers say of their options at their sites, a line each."""
+        return [
+            f"{component_title(group.component.table())} at sites {site_ranges(sites)}: {text}"
+            for group in self.mixers
+            for text, sites in group.remarks.items()
+        ]
 
     def stages_with_steps(self) -> dict[int, StagePlan]:
         """Position in the recipe -> stage, of those that are run; a stage of no steps is left out."""

@@ -8,7 +8,7 @@ from linearize.protocols.conversation import IMAGE_MARK, Conversation, Turn
 from linearize.protocols.data import BadRecord, DataSource, LeavesOut, ShuffledSource
 from linearize.protocols.format import CheckpointFormat
 from linearize.protocols.layout import Layout
-from linearize.protocols.mixer import AveragingMixer, BranchedMixer, Mixer, SeedStyle, State
+from linearize.protocols.mixer import AveragingMixer, BranchedMixer, Mixer, RemarkingMixer, SeedStyle, State
 from linearize.protocols.schedule import Schedule
 from linearize.protocols.seeder import Seeder, SeedReport
 from linearize.protocols.site import AttentionSite, AttentionWeights, SiteNorm
@@ -33,6 +33,7 @@ __all__ = [
     "LeavesOut",
     "Mixer",
     "PublishedCheckpoint",
+    "RemarkingMixer",
     "Schedule",
     "SeedReport",
     "SeedStyle",

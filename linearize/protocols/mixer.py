@@ -79,6 +79,14 @@ class Mixer(Protocol):
         ...
 
 
+class RemarkingMixer(Protocol):
+    """What a mixer offers besides, when its options may do something else at a site than whoever set them expects."""
+
+    def remarks(self) -> Sequence[str]:
+        """A sentence for each option that does nothing here, or drops something; told with the plan, by sites."""
+        ...
+
+
 class BranchedMixer(Protocol):
     """What a mixer offers besides, when its output is a sum of branches: evaluation then tells what each one does."""
 

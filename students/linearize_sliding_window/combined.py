@@ -94,6 +94,10 @@ class SwaLinearMixer(nn.Module):
         if self.config.combine == "joint":
             self.window_gate.fill_(math.log(self.config.window_start / (1 - self.config.window_start)))
 
+    def remarks(self) -> list[str]:
+        """What the linear mixer remarks, if it does."""
+        return list(getattr(self.linear, "remarks", tuple)())
+
     def describe_backends(self, device: torch.device | str) -> list[str]:
         """One line for each kernel that the linear branch runs on ``device``."""
         describe = getattr(self.linear, "describe_backends", None)

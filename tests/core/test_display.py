@@ -121,6 +121,27 @@ def test_the_plan_names_sites_counts_tokens_and_rates(planned: tuple[LoadedRecip
         assert part in text, part
 
 
+def test_the_plan_has_a_line_for_each_kind_of_mixer(tables: dict[str, Any], plugins: Plugins) -> None:
+    window = {"sites": [0, 1], "mixer": {"type": "sliding_window", "window": 4}}
+    tables["student"]["sites"] = [window]
+    checked = check_draft(draft_recipe(tables, [], plugins))
+    plan, (display, out) = checked.plan, plain()
+    display.plan(checked.recipe, plan)
+    rows = [line.split() for line in out.getvalue().splitlines()]
+    for group, sites in zip(plan.mixers, ("0-1", f"2-{len(plan.sites) - 1}"), strict=True):
+        size = [f"{group.num_parameters:,}", *byte_size(group.state_bytes).split()]
+        assert [group.component.spec.name, sites, *size] in rows
+    assert f"{len(plan.sites)} of several kinds, {plan.mixer_parameters:,} in all" in out.getvalue()
+
+
+def test_what_mixers_remark_is_told_with_the_plan_once_for_all_their_sites(planned: tuple[LoadedRecipe, Plan]) -> None:
+    recipe, plan = planned
+    remarked = tuple(dataclasses.replace(group, remarks={"rope does nothing": (2, 3)}) for group in plan.mixers)
+    display, out = plain()
+    display.plan(recipe, dataclasses.replace(plan, mixers=remarked))
+    assert out.getvalue().endswith("note: mamba2 at sites 2-3: rope does nothing\n")
+
+
 def test_what_the_student_cannot_do_is_told_with_the_plan(
     caplog: pytest.LogCaptureFixture, planned: tuple[LoadedRecipe, Plan]
 ) -> None:

@@ -217,3 +217,19 @@ def test_a_layout_gets_the_teachers_sites(
     plan = plan_of(tables, with_layout)
     assert {plan.sites[index].tower for index in plan.linear} == {"language"}
     assert 0 < len(plan.linear) < len(plan.sites)
+
+
+def test_a_remark_is_kept_with_the_sites_where_the_mixer_makes_it(
+    tables: dict[str, Any], plugins: Plugins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = plan_of(tables, plugins)
+
+    def remarks(mixer: Any) -> list[str]:
+        return ["first half"] if mixer.site.index < 2 else ["second half", "long"]
+
+    monkeypatch.setattr("linearize_mamba2.mixer.Mamba2Mixer.remarks", remarks, raising=False)
+    plan = plan_of(tables, plugins)
+    [group] = plan.mixers
+    rest = tuple(range(2, len(plan.sites)))
+    assert group.remarks == {"first half": (0, 1), "second half": rest, "long": rest}
+    assert dataclasses.replace(group, remarks={}) == dataclasses.replace(silent.mixers[0], remarks={})

@@ -59,3 +59,19 @@ def test_the_plan_counts_what_the_optimizer_gets_by_name(
         trained = free_parameters(model, planned)
         assert trained.keys() == wanted
         assert planned.num_trained == sum(parameter.numel() for parameter in trained.values())
+
+
+def test_a_rope_that_does_nothing_and_dropped_biases_are_remarked_with_their_sites(
+    recipe: Callable[[str, dict[str, Any]], dict[str, Any]],
+) -> None:
+    rope = "rope = true changes nothing, since the teacher's attention has no positions there"
+    [group] = check(recipe("smollm3", {"type": "mamba2", "rope": True})).plan.mixers
+    without = tuple(site.index for site in check(recipe("smollm3", {"type": "gla"})).plan.sites if not site.has_rope)
+    assert without
+    assert group.remarks == {rope: without}
+    assert check(recipe("smollm3", {"type": "mamba2", "rope": False})).plan.remarks() == []
+    [group] = check(recipe("qwen2", {"type": "mamba2"})).plan.mixers
+    assert list(group.remarks) == ["the teacher's biases of q, k and v are dropped; qkv_bias = true keeps them"]
+    assert check(recipe("qwen2", {"type": "mamba2", "qkv_bias": True})).plan.remarks() == []
+    inside = {"type": "swa_linear", "window": 4, "linear": {"type": "gla"}}
+    assert check(recipe("qwen2", inside)).plan.remarks()

@@ -217,13 +217,17 @@ def export(
     """Write a recipe's conversations as files that data.type = "llava_json" reads back unchanged."""
     with _user_errors(how_to_go_on="Type the same command to go on."):
         quieten_libraries()
+        from linearize.data.bad_record_file import left_out
         from linearize.data.export import export_llava
         from linearize.plugin.discovery import Plugins
         from linearize.recipe.load import load_recipe
 
         source = load_recipe(recipe, overrides or (), Plugins.discover()).components["data"].build()
-        with ConsoleDisplay().counting("export") as progress:
+        display = ConsoleDisplay()
+        with display.counting("export") as progress:
             exported = export_llava(source, count, to, progress=lambda done: progress("conversations", done, count))
+        if text := left_out(source):
+            display.warn(text)
         made = f"{exported.num_conversations:,} conversations with {exported.num_images:,} images"
         typer.echo(f"{made}: {exported.records}")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +27,7 @@ from linearize.protocols import AttentionSite
 from linearize.student.classes import register_students, student_class
 from linearize.student.convert import convert, set_linear
 from linearize.student.mixers import build_mixer
-from linearize.student.modeling import save_student
+from linearize.student.modeling import load_student, save_student
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = """
@@ -141,6 +143,79 @@ model.save_pretrained(folder + "/../again")
     assert done.returncode == 0, done.stderr
 
 
+def test_what_save_pretrained_writes_loads_with_trust_remote_code(folder: Path, tmp_path: Path) -> None:
+    """As Trainer saves: the code that auto_map names lies beside it, of the model and of a configuration alone."""
+    student = load_student(folder)
+    again = tmp_path / "checkpoint-3"
+    student.save_pretrained(again)
+    shutil.copy(folder.parent / "expected.pt", tmp_path)
+    student.config.save_pretrained(tmp_path / "configuration")
+    done = _python(
+        """
+model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)
+expected = torch.load(folder + "/../expected.pt")
+with torch.no_grad():
+    logits = model(input_ids=expected["ids"], pixel_values=expected["pixels"]).logits
+assert torch.allclose(logits, expected["logits"], rtol=0, atol=1e-4), (logits - expected["logits"]).abs().max()
+model.save_pretrained(folder + "/../checkpoint-6")
+config = AutoConfig.from_pretrained(folder + "/../configuration", trust_remote_code=True)
+assert type(config) is type(model.config)
+AutoConfig.from_pretrained(folder + "/../checkpoint-6", trust_remote_code=True)
+""",
+        again,
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "checkpoint-6" / "modeling_linearize.py").is_file()
+
+
+def test_a_student_can_be_pickled_to_another_process(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "student.pickle").write_bytes(pickle.dumps(load_student(folder)))
+    done = _python(
+        """
+import pickle
+model = pickle.load(open("student.pickle", "rb"))
+expected = torch.load(folder + "/../expected.pt")
+with torch.no_grad():
+    logits = model(input_ids=expected["ids"], pixel_values=expected["pixels"]).logits
+assert torch.allclose(logits, expected["logits"], rtol=0, atol=1e-4), (logits - expected["logits"]).abs().max()
+""",
+        folder,
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_pipelines_and_the_server_know_students(folder: Path, tmp_path: Path) -> None:
+    """The server looks a class up by its name, and what it takes in tables of names; pipelines warn by such tables."""
+    pytest.importorskip("transformers.cli.serving.model_manager", exc_type=ImportError)
+    done = _python(
+        """
+import logging
+import transformers
+from transformers.cli.serving.model_manager import ModelManager
+from transformers.pipelines import any_to_any, pipeline
+
+manager = ModelManager(trust_remote_code=True, device="cpu", dtype="float32")
+model, processor = manager._load_model(folder + "@main"), manager._load_processor(folder + "@main")
+assert type(model).__name__ == "LinearizedHovleForConditionalGeneration", type(model)
+assert manager.get_model_modality(model, processor).value in ("MULTIMODAL", "VLM")
+if hasattr(transformers, "AutoModelForMultimodalLM"):
+    assert type(transformers.AutoModelForMultimodalLM.from_pretrained(folder)) is type(model)
+    any_to_any.requires_backends = lambda *args: None  # torchvision, for videos
+    told = []
+    logging.getLogger("transformers").addFilter(lambda record: told.append(record.getMessage()))
+    logging.getLogger("transformers.pipelines.base").addFilter(lambda record: told.append(record.getMessage()))
+    for task in ("any-to-any", "image-text-to-text"):
+        assert type(pipeline(task, model=folder).model) is type(model)
+    assert not [text for text in told if "not supported" in text], told
+""",
+        folder,
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_folder_without_its_code_file_is_not_taken_for_the_teacher(folder: Path, tmp_path: Path) -> None:
     """What is left when only config.json and the weights were copied and auto_map was lost."""
     done = _python(
@@ -232,6 +307,8 @@ from transformers import AutoModelForCausalLM
 import linearize.auto
 model = AutoModelForCausalLM.from_pretrained(folder)
 assert type(model).__name__ == "LinearizedMistralForCausalLM", type(model)
+import transformers
+assert transformers.LinearizedMistralForCausalLM is type(model)  # where `transformers serve` looks
 with torch.no_grad():
     assert torch.equal(model(torch.arange(9)[None]).logits, torch.load(folder + "/../logits.pt"))
 """,

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 RECORDS = "records.jsonl"
 IMAGES = "images"
+MARK = ".linearize-export"
+"""Lies in a folder that an export is putting together: what else is in there may be removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,8 @@ def export_llava(
         progress: called after each conversation with the number done so far.
 
     Raises:
-        DataError: the folder holds something, the source is too short, or a conversation cannot be stored so that it
-            would come back the same.
+        DataError: the folder holds something, or ``<folder>.partial`` something that no export began; the source is too
+            short, or a conversation cannot be stored so that it would come back the same.
     """
     if count < 1 or start < 0:
         raise DataError(f"{count} conversations from number {start} on were asked for; at least 1, from 0 on, was due")
@@ -67,9 +69,15 @@ def export_llava(
     partial = folder.with_name(folder.name + ".partial")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise DataError(f"{folder} exists and is not an empty folder; name another, or remove it to export anew")
+    if partial.exists() and not (partial / MARK).is_file() and not (partial.is_dir() and not any(partial.iterdir())):
+        raise DataError(
+            f"{partial} is where an export to {folder.name} is put together, but holds files of something else; "
+            "move it, or name another folder"
+        )
     try:
         num_images = _write(source, range(start, start + count), partial, progress)
         partial.replace(folder)
+        (folder / MARK).unlink()
     except OSError as error:
         raise DataError(
             f"the export to {folder} stopped: {error}. Put that right and export again; it goes on"
@@ -80,6 +88,7 @@ def export_llava(
 def _write(source: DataSource, indices: range, partial: Path, progress: Callable[[int], None] | None) -> int:
     """Fills ``partial`` and returns how many images it holds."""
     (partial / IMAGES).mkdir(parents=True, exist_ok=True)
+    (partial / MARK).touch()
     written: set[str] = set()
     with (partial / RECORDS).open("wb") as records:
         for done, index in enumerate(indices, start=1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 from linearize.distill.finite import not_finite
 from linearize.errors import RunError
 from linearize.files.names import file_sha256
+from linearize.files.owned_folder import give_default_modes
 
 KEPT = 2
 PREFIX = "step-"
@@ -55,6 +57,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         save_file({k: v.contiguous() for k, v in checkpoint.weights.items()}, partial / "weights.safetensors")
         save_file({k: v.contiguous() for k, v in checkpoint.optimizer.items()}, partial / "optimizer.safetensors")
         (partial / "progress.json").write_text(json.dumps(checkpoint.progress), encoding="utf-8")
+        give_default_modes(list(partial.glob("*.safetensors")), like=partial / "progress.json")
         hashes = {path.name: file_sha256(path) for path in sorted(partial.iterdir())}
         manifest = {"step": checkpoint.step, "sha256": hashes}
         (partial / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
@@ -108,7 +111,8 @@ def _read(path: Path) -> Checkpoint:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir())
+    named = re.compile(rf"{PREFIX}\d{{8,}}")  # not what somebody copied beside them
+    return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir() and named.fullmatch(path.name))
 
 
 def _flush(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -24,8 +25,9 @@ def written_whole(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.part")
+    ours = re.compile(rf"\.{re.escape(path.name)}\.([^.]*)\.(\d+)\.part")
     for other in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        if other != part and _is_left_over(other):
+        if other != part and (named := ours.fullmatch(other.name)) and _is_left_over(other, *named.groups()):
             other.unlink(missing_ok=True)
     try:
         yield part
@@ -48,16 +50,15 @@ def _machine() -> str:
     return socket.gethostname().replace(".", "-")
 
 
-def _is_left_over(part: Path) -> bool:
-    machine, process = part.name.split(".")[-3:-1]
+def _is_left_over(part: Path, machine: str, process: str) -> bool:
     try:
         if time.time() - part.stat().st_mtime > LONGEST_WRITE_S:
             return True
         if machine != _machine():
             return False
         os.kill(int(process), 0)
-    except (FileNotFoundError, PermissionError, ValueError):
-        return False  # gone, another user's process, or none of our parts
+    except (FileNotFoundError, PermissionError):
+        return False  # gone, or another user's process
     except ProcessLookupError:
         return True
     return False

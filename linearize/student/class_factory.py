@@ -190,7 +190,7 @@ def _model_class(base: Any, config_type: Any, target: str) -> Any:
             finally:
                 self.generation_config = generation
             if (folder / CONFIG).is_file():
-                give_default_modes(list(folder.glob("*.safetensors")), like=folder / CONFIG)
+                give_default_modes(list(folder.glob("model*.safetensors")), like=folder / CONFIG)
 
         def __reduce_ex__(self, protocol: Any) -> Any:
             _, _, *state = super().__reduce_ex__(protocol)

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from linearize.errors import CheckpointError
+from linearize.files.owned_folder import give_default_modes
 from linearize.plugin.discovery import Plugins
 from linearize.plugin.specs import MixerSpec, NoOptions, TeacherSpec
 from linearize.protocols import AttentionSite
@@ -22,7 +23,7 @@ from linearize.student.mixers import build_mixer, mixer_origin
 from linearize.student.site import LinearizedAttention
 from linearize_mmmamba.config_json import MODEL_TYPE, linear_sites, to_mmmamba
 from linearize_mmmamba.layer import FIXED_OPTIONS, FUSED, NAMES, OUTPUT, fuse_layer, split_layer
-from linearize_mmmamba.tensor_files import read_json, read_tensors, write_json, write_tensors
+from linearize_mmmamba.tensor_files import INDEX, SINGLE, read_json, read_tensors, write_json, write_tensors
 
 TEACHER, MIXER = "hovle", "mamba2"
 # The published chat code stops at the mark that closes a turn, not at the language model's own end of text.
@@ -74,10 +75,16 @@ class MmMambaFormat:
         """Writes a student's config.json and weights in the model's dtype; the processor's files are not part of it.
 
         Raises:
-            CheckpointError: the model has no linear site, its teacher is no HoVLE, or a site holds what the format has
-                no place for: another mixer than "mamba2", options that the published code lacks, an output bias.
+            CheckpointError: the folder holds a checkpoint, the model has no linear site, its teacher is no HoVLE, or a
+                site holds what the format has no place for: another mixer than "mamba2", options that the published
+                code lacks, an output bias.
         """
         folder = Path(folder)
+        if taken := [name for name in ("config.json", SINGLE, INDEX) if (folder / name).exists()]:
+            raise CheckpointError(
+                f"{folder} holds {' and '.join(taken)} of another checkpoint, which is never overwritten; name a "
+                "new or an empty folder"
+            )
         slots = [slot for slot in linearized_sites(model) if slot.linear]
         if not slots:
             raise CheckpointError(
@@ -101,6 +108,7 @@ class MmMambaFormat:
         folder.mkdir(parents=True, exist_ok=True)
         write_tensors(state, folder, max_shard_size)
         write_json(folder / "config.json", to_mmmamba(config, [prefixes[slot.site.index] for slot in slots]))
+        give_default_modes(list(folder.glob("model*.safetensors")), like=folder / "config.json")
 
     def _teacher(self, **options: Any) -> Any:
         spec = self._teacher_spec()

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from linearize.errors import CheckpointError
+from linearize.files.owned_folder import give_default_modes
 from linearize_hovle.config_file import INDEX, WEIGHTS, read_config, read_json
 from linearize_hovle.configuration import HovleConfig
 from linearize_hovle.modeling import HovleForConditionalGeneration
@@ -155,6 +156,7 @@ def save_model(model: HovleForConditionalGeneration, folder: Path, *, max_shard_
     if plan.is_sharded:
         _write_json(folder / INDEX, {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename})
     _write_json(folder / "config.json", config)
+    give_default_modes([folder / name for name in plan.filename_to_tensors], like=folder / "config.json")
     generation: GenerationConfig = model.generation_config
     _write_json(folder / "generation_config.json", json.loads(generation.to_json_string(use_diff=True)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,26 @@ def test_the_newest_two_are_kept(tmp_path: Path) -> None:
     for step in (1, 9, 10, 200):
         write_checkpoint(tmp_path, state(step))
     assert steps(tmp_path) == [10, 200]
+
+
+def test_a_copy_that_somebody_made_of_a_checkpoint_stays(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, state(1))
+    shutil.copytree(tmp_path / "step-00000001", tmp_path / "step-00000001-best")
+    for step in (2, 3, 4):
+        write_checkpoint(tmp_path, state(step))
+    assert sorted(os.listdir(tmp_path)) == ["step-00000001-best", "step-00000003", "step-00000004"]
+    found, damaged = read_latest(tmp_path)
+    assert found is not None
+    assert (found.step, damaged) == (4, [])
+
+
+def test_weights_of_a_checkpoint_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_checkpoint(tmp_path, state(1))
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "step-00000001").iterdir()} == {0o640}
 
 
 def test_a_step_can_be_written_again(tmp_path: Path) -> None:

@@ -52,6 +52,14 @@ def test_a_part_of_a_process_that_may_live_is_left_alone_until_it_is_old(tmp_pat
     assert names(tmp_path) == {path.name}
 
 
+@pytest.mark.parametrize("name", [".page.html.backup.part", ".page.html.of.mine.1.part", ".page.html.host.first.part"])
+def test_an_old_file_that_only_looks_like_a_part_stays(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("mine")
+    os.utime(tmp_path / name, (0, 0))
+    write_text(tmp_path / "page.html", "new")
+    assert names(tmp_path) == {"page.html", name}
+
+
 def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     write_text(path, "old")

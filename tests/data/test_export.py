@@ -132,6 +132,14 @@ def test_an_export_goes_on_with_the_images_that_are_there_and_mends_torn_ones(tm
         assert_same(read_back(tmp_path / "out")[index], Noise()[index])
 
 
+def test_a_folder_of_others_with_the_name_of_an_unfinished_export_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out.partial" / "images").mkdir(parents=True)
+    (tmp_path / "out.partial" / "images" / "holiday.png").write_bytes(b"mine")
+    with pytest.raises(DataError, match=r"out\.partial .* holds files of something else"):
+        export_llava(Noise(), 5, tmp_path / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out.partial", "images", "holiday.png"]
+
+
 def test_what_another_attempt_left_does_not_reach_the_export(tmp_path: Path) -> None:
     def darken(conversation: Conversation) -> Conversation:
         return replace(

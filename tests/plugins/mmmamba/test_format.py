@@ -233,6 +233,15 @@ def test_without_the_teachers_plug_in_the_error_names_what_is_missing(
         MmMambaFormat(NoOptions(), Plugins()).read(tmp_path)
 
 
+def test_a_checkpoint_that_is_there_is_not_overwritten(
+    make_student: Any, checkpoints: MmMambaFormat, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"holds config\.json of another checkpoint"):
+        checkpoints.write(make_student(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
 def test_load_student_reads_the_published_format_and_save_student_keeps_it_exact(
     make_student: Any, checkpoints: MmMambaFormat, tmp_path: Path
 ) -> None:

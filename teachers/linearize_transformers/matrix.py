@@ -26,7 +26,9 @@ checkpoint = "HuggingFaceTB/SmolVLM-256M-Instruct"   # or a folder
 ```
 
 Conversations go through the checkpoint's own chat template and processor; the loss covers answers and the token that
-ends them. In a conversation of `paligemma`, what follows the first answer is read causally, later questions too.
+ends them. Special tokens that a person typed, such as `<|im_end|>` in an answer, are text; a conversation that holds a
+mark of the prompt which the tokenizer reads as such wherever it stands is a bad record. In a conversation of
+`paligemma`, what follows the first answer is read causally, later questions too.
 A checkpoint that lacks a tensor of its model, or holds one in another shape or one that its config.json leaves out, is
 refused, and so is a quantised one: name the checkpoint that it was made from, or a dequantised copy.
 Processors of models that also take videos need `pip install 'linearize[vision]'`, even for still images.

@@ -192,7 +192,7 @@ def schema() -> None:
 
 @app.command()
 def report(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/mmmamba-hovle.")],
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/my-run.")],
 ) -> None:
     """Make the report of a run folder anew, finished or not."""
     with _user_errors():

@@ -212,7 +212,7 @@ def _variants(
         if (problem := _unsayable(value))
     ]
     if not alternatives and not options.cells:
-        text = f"nothing is varied; give --mixer mamba2,gla or a [{TABLE}] table with `vary` or `cells`"
+        text = f"nothing is varied; give --mixer A,B with two mixers or a [{TABLE}] table with `vary` or `cells`"
         problems.append(Problem(TABLE, text, code="empty"))
     if problems:
         raise RecipeError(name, problems)

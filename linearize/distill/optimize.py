@@ -93,7 +93,6 @@ def _adamw(
     if options.no_decay == "vectors":
         spared = {name for name, parameter in parameters.items() if parameter.ndim < 2}
     else:
-        # The released code spares names with "bias" in them; its decay constants are called dt_bias and A_log_bias.
         spared = {name for name in parameters if "bias" in name or name in decay_constants}
     groups = [
         {"params": [p for name, p in parameters.items() if name not in spared], "weight_decay": options.weight_decay},

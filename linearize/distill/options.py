@@ -51,6 +51,6 @@ class LogitKlConfig(Config):
         ge=0,
         description="what one valid token's error of hidden states counts beside one predicted token's KL; the error "
         "is the squared distance of the student's from the teacher's over the latter's squared length, mean over the "
-        "layers (after MOHAWK, arXiv 2408.10189). 0: the KL alone, as in mmMamba",
+        "layers (after MOHAWK, arXiv 2408.10189). 0: the KL alone",
     )
     chunk_tokens: int = Field(default=1024, gt=0, description="tokens whose logits exist at one time")

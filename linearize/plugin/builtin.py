@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from linearize.plugin.hookspecs import Register, hookimpl
-from linearize.plugin.specs import DataSpec, LayoutSpec, ObjectiveSpec
+from linearize.plugin.specs import DataSpec, LayoutSpec, ObjectiveSpec, SeederSpec
 
 MMMAMBA_PAPER = "https://arxiv.org/abs/2502.13145"
 
 
 @hookimpl
 def linearize_register(register: Register) -> None:
-    """Layouts, objectives and the file data source."""
+    """Layouts, seeders, objectives and the data sources of files."""
     register(LayoutSpec(
         name="all", build="linearize.plan.layouts:AllLinear", source=MMMAMBA_PAPER,
         summary="every site becomes linear"))  # fmt: skip
@@ -26,6 +26,15 @@ def linearize_register(register: Register) -> None:
         name="keep", build="linearize.plan.layouts:Keep", config="linearize.plan.layouts:KeepConfig",
         source=MMMAMBA_PAPER,
         summary="the listed sites keep their attention"))  # fmt: skip
+    register(SeederSpec(
+        name="mimic", build="linearize.mixing.attention_seeder:mimic", source=MMMAMBA_PAPER,
+        summary="q, k, v from the teacher, the rest set so that the mixer starts near attention"))  # fmt: skip
+    register(SeederSpec(
+        name="copy_qkv", build="linearize.mixing.attention_seeder:copy_qkv", source=MMMAMBA_PAPER,
+        summary="q, k, v from the teacher, the rest fresh"))  # fmt: skip
+    register(SeederSpec(
+        name="scratch", build="linearize.mixing.attention_seeder:scratch", source=MMMAMBA_PAPER,
+        summary="everything fresh; only the output projection is the teacher's"))  # fmt: skip
     register(ObjectiveSpec(
         name="layer_mse", build="linearize.distill.objectives:LayerMse",
         config="linearize.distill.options:LayerMseConfig",

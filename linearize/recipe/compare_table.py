@@ -36,7 +36,7 @@ class CompareTable(Config):
     )
     timing_steps: int = Field(default=30, gt=1, description="optimizer steps of each stage that are timed for it")
     vary: dict[str, Any] = Field(
-        default={}, description='key of the recipe -> list of alternatives: student.mixer.type = ["mamba2", "gla"]'
+        default={}, description="key of the recipe -> list of alternatives: stages.distill.lr = [1e-3, 2e-3]"
     )
     cells: tuple[CellTable, ...] = Field(default=(), description="variants of several keys at once")
     decode_tokens: int = Field(

@@ -120,8 +120,8 @@ class Optimizer(Config):
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay")
     no_decay: Literal["vectors", "biases"] = Field(
         default="vectors",
-        description="what is spared weight decay: parameters with fewer than two dimensions, or, as in mmMamba's "
-        "released code, those with 'bias' in their name and the decay constants",
+        description="what is spared weight decay: parameters with fewer than two dimensions, or those with 'bias' in "
+        "their name and the decay constants",
     )
     muon_lr: float = Field(default=0.01, gt=0, description="peak learning rate of Muon's matrices; lr is then AdamW's")
 
@@ -174,7 +174,7 @@ class EvaluateTable(Config):
     branch_questions: int = Field(
         default=25,
         ge=0,
-        description="questions per task by which the branches of a student that has some (swa_linear) are told apart: "
+        description="questions per task by which the branches of a student whose mixers have some are told apart: "
         "what each contributes, and what is lost without it; 0: no such look",
     )
     num_examples: int = Field(default=3, ge=0, description="questions per task that the report shows with both answers")

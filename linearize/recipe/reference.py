@@ -32,7 +32,7 @@ JSON Schema as editors use: `python -m linearize.recipe.reference > docs/recipe.
   key by key; a table whose `type` changes is replaced; stages are matched by `name`; other lists are replaced.
 - **`--set path.to.key=value`** changes one key of the merged recipe, as often as it is given. Values are TOML
   (`--set run.seed=3`, `--set 'stages.distill.train=["new"]'`), and plain text where that is no TOML
-  (`--set student.mixer.type=gla`). Stages are entered by number, from 0, or by name. Setting a `type` to another value
+  (`--set run.name=other`). Stages are entered by number, from 0, or by name. Setting a `type` to another value
   drops the options of the old one.
 - **Paths** in options, such as `data.path`, start at the current directory, as those on the command line do; only
   `extends` starts at the file that says it. The resolved recipe in a run folder means the same from the same directory.

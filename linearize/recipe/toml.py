@@ -59,7 +59,7 @@ def apply_override(tables: Table, override: str) -> None:
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
-        text = f"--set {override}: path.to.key=value was due, such as student.mixer.type=gla"
+        text = f"--set {override}: path.to.key=value was due, such as stages.distill.steps=200"
         raise _refused(override, "", text, "override")
     target: Any = tables
     for depth, key in enumerate(keys[:-1]):

@@ -57,7 +57,8 @@ VARIANTS: dict[str, Variant] = {
         layer_loss={"type": "layer_mse", "space": "output", "scale": 1.0, "reduction": "sum", "tokens": "valid"},
         logit_loss={"type": "logit_kl", "tokens": "valid", "normalize": "token"},
         clip=5.0,
-        # The paper does not say what weight decay spares; this is what its code spares.
+        # The paper does not say what weight decay spares; this is what its code spares: names with "bias" in them,
+        # which its decay constants, dt_bias and A_log_bias, have too.
         no_decay="biases",
     ),
     "code": Variant(

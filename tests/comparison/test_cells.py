@@ -175,7 +175,11 @@ def test_the_problems_of_the_table_are_told_together(tables: Tables) -> None:
 @pytest.mark.parametrize(
     ("table", "mixers", "problem"),
     [
-        ({}, None, "compare: nothing is varied; give --mixer mamba2,gla or a [compare] table with `vary` or `cells`"),
+        (
+            {},
+            None,
+            "compare: nothing is varied; give --mixer A,B with two mixers or a [compare] table with `vary` or `cells`",
+        ),
         ({}, [], "compare.vary.student.mixer.type: is empty; at least one alternative was due"),
         ({}, ["mamba2", "mamba2"], "compare: two cells have the same name: mamba2"),
         ({"cells": [{"name": "a"}, {"name": "a"}]}, None, "compare: two cells have the same name: a"),

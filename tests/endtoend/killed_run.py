@@ -25,7 +25,8 @@ from typing import Any
 
 EVERYTHING = (
     "linearize.api", "linearize.pipeline.run", "linearize_glance.benchmark", "linearize_glance.source",
-    "linearize_hovle.adapter", "linearize_mamba2.mixer", "linearize_mmmamba.schedule", "linearize_mmmamba.seeding",
+    "linearize_hovle.adapter", "linearize_mamba2.mixer", "linearize_mmmamba.schedule",
+    "linearize.mixing.attention_seeder",
 )  # fmt: skip
 """What a run imports."""
 FILE_EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"}

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from kit_checks import checks, failing
-from linearize_mmmamba.seeding import mimic
 
+from linearize.mixing.attention_seeder import mimic
 from linearize.plugin.specs import NoOptions
 from linearize.protocols import AttentionSite, AttentionWeights, SeedReport
 from linearize.testing import SeederConformance

@@ -9,6 +9,7 @@ from linearize.testing import TeacherConformance
 
 
 class TestEmbeddedHovle(TeacherConformance):
+    mixer = "mamba2"
     answers = ("red", "blue circle")
 
     def make_adapter(self) -> HovleAdapter:

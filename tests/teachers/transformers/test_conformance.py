@@ -23,6 +23,8 @@ VISION = [family.model_type for family in FAMILIES if family.image and family.mo
 
 
 class FamilyConformance(TeacherConformance):
+    mixer = "mamba2"
+
     @pytest.fixture
     def adapter(self, family_adapter: TransformersAdapter) -> TransformersAdapter:
         return family_adapter

@@ -22,6 +22,7 @@ from linearize.testing import TeacherConformance
 
 
 class OfText(TeacherConformance):
+    mixer = "mamba2"
     takes_images = False
 
 

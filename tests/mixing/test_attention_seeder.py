@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from linearize_mmmamba.seeding import copy_qkv, mimic, scratch
 from torch import nn
 
 from linearize.errors import PluginError
+from linearize.mixing.attention_seeder import copy_qkv, mimic, scratch
 from linearize.plugin.specs import NoOptions
 from linearize.protocols import AttentionSite, AttentionWeights, SeedReport, SeedStyle
 

@@ -61,8 +61,6 @@ def group_sites(
     groups: list[SiteMixers] = []
     for site in sites:
         mixer = meta_mixer(component, site)
-        if hasattr(mixer, "describe_backends"):
-            mixer.describe_backends(device)  # refuses a backend that cannot run there
         sizes = {name: parameter.numel() for name, parameter in mixer.named_parameters()}
         remarks = dict.fromkeys(getattr(mixer, "remarks", tuple)(), (site.index,))
         found = SiteMixers((site.index,), component, sizes, dict(mixer.roles()), state_bytes(mixer, dtype), remarks)
@@ -71,6 +69,8 @@ def group_sites(
                 groups[at] = _with_site(group, site.index, remarks)
                 break
         else:
+            if hasattr(mixer, "describe_backends"):
+                mixer.describe_backends(device)  # refuses a backend that cannot run there
             groups.append(found)
     return tuple(groups)
 

@@ -86,8 +86,9 @@ def _title(group: SiteMixers) -> str:
 def _mixers(plan: Plan) -> str:
     """How many there are and what they hold; where all are alike, also what each holds."""
     count = sum(len(group.sites) for group in plan.mixers)
-    each = f"of {plan.mixers[0].num_parameters:,} parameters each" if len(plan.mixers) == 1 else "of several kinds"
-    return f"{count} {each}, {plan.mixer_parameters:,} in all"
+    if len(plan.mixers) == 1:
+        return f"{count} of {plan.mixers[0].num_parameters:,} parameters each, {plan.mixer_parameters:,} in all"
+    return f"{count} of {len(plan.mixers)} kinds, {plan.mixer_parameters:,} parameters in all"
 
 
 def _kinds_of_mixers(plan: Plan) -> Table:

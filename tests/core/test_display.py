@@ -131,7 +131,7 @@ def test_the_plan_has_a_line_for_each_kind_of_mixer(tables: dict[str, Any], plug
     for group, sites in zip(plan.mixers, ("0-1", f"2-{len(plan.sites) - 1}"), strict=True):
         size = [f"{group.num_parameters:,}", *byte_size(group.state_bytes).split()]
         assert [group.component.spec.name, sites, *size] in rows
-    assert f"{len(plan.sites)} of several kinds, {plan.mixer_parameters:,} in all" in out.getvalue()
+    assert f"{len(plan.sites)} of 2 kinds, {plan.mixer_parameters:,} parameters in all" in out.getvalue()
 
 
 def test_what_mixers_remark_is_told_with_the_plan_once_for_all_their_sites(planned: tuple[LoadedRecipe, Plan]) -> None:

@@ -124,7 +124,7 @@ class TypedText:
         """What the processor looks for in a prompt: its ``image_token`` and the like."""
         names = (name for name in dir(self._original) if name.endswith("_token"))
         found = (getattr(self._original, name, None) for name in names)
-        return frozenset(str(one) for one in found if isinstance(one, str | AddedToken) and str(one))
+        return frozenset(str(one) for one in found if isinstance(one, str | AddedToken) and str(one).strip())
 
     @functools.cached_property
     def _spelling(self) -> re.Pattern[str]:

@@ -5,6 +5,7 @@ Letters: B batch, T tokens, D model width, N query heads, V value width per head
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -52,6 +53,13 @@ def every_token(x_BTD: Tensor) -> Tensor:
     return x_BTD.new_ones(x_BTD.shape[:2], dtype=torch.bool)
 
 
+def _takes_by_name(attention: nn.Module) -> bool:
+    """Whether the input goes to ``hidden_states``; a layer may also pass it first, whatever it is called there."""
+    parameters = inspect.signature(attention.forward).parameters
+    has_first = any(one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in parameters.values())
+    return "hidden_states" in parameters or not has_first
+
+
 Observer: TypeAlias = Callable[[SiteCapture, nn.Module], None]
 
 
@@ -83,6 +91,7 @@ class LinearizedAttention(nn.Module):
         self.runs_teacher = False
         self.observer: Observer | None = None
         self.told: Told | None = None
+        self._takes_input_by_name = attention is None or _takes_by_name(attention)
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """The attention's output [B, T, D], and its attention weights where it returns them.
@@ -106,7 +115,11 @@ class LinearizedAttention(nn.Module):
             raise RuntimeError(
                 f"site {self.site.index} ({self.site.path}) has no attention any more: its teacher was released"
             )
-        output: tuple[Tensor, Tensor | None] = self.attention(hidden_states=x_BTD, **kwargs)
+        output: tuple[Tensor, Tensor | None]
+        if self._takes_input_by_name:
+            output = self.attention(hidden_states=x_BTD, **kwargs)
+        else:
+            output = self.attention(x_BTD, **kwargs)
         return output
 
     def _mix(self, x_BTD: Tensor, kwargs: dict[str, Any]) -> Tensor:

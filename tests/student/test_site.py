@@ -44,6 +44,40 @@ def test_a_student_whose_sites_all_keep_attention_is_the_teacher(teacher: Any) -
     assert torch.equal(teacher.convert(linear=[])(**teacher.inputs).logits, expected)
 
 
+class CallsItsInputOtherwise(torch.nn.Module):
+    """Around an attention; its layer passes the input first."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.attention, self.o_proj = attention, attention.o_proj
+
+    def forward(self, x: torch.Tensor, **kwargs: Any) -> Any:
+        return self.attention(hidden_states=x, **kwargs)
+
+
+@torch.no_grad()
+def test_an_attention_may_get_its_input_first_whatever_it_calls_it(llama: Any) -> None:
+    for layer in llama.model.model.layers:
+        layer.self_attn = CallsItsInputOtherwise(layer.self_attn)
+
+        def pass_first(attention: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+            return (kwargs.pop("hidden_states"), *args), kwargs
+
+        # The slot takes the module's place and its layer's call: the hook stands for a layer that is written so.
+        layer.self_attn.register_forward_pre_hook(pass_first, with_kwargs=True)
+    expected = llama.model(**llama.inputs).logits
+    for layer in llama.model.model.layers:
+        layer.self_attn._forward_pre_hooks.clear()
+    model = llama.convert()
+    for slot in linearized_sites(model):
+        slot.register_forward_pre_hook(pass_first, with_kwargs=True)
+    assert not torch.equal(model(**llama.inputs).logits, expected)
+    with teacher_route(model):
+        assert torch.equal(model(**llama.inputs).logits, expected)
+    with observe(model, lambda capture, mixer: None, [0, 2]):
+        assert torch.equal(model(**llama.inputs).logits, expected)
+
+
 @torch.no_grad()
 def test_teacher_route_generates_what_the_unconverted_model_generates(llama: Any) -> None:
     expected = llama.model.generate(**llama.inputs, max_new_tokens=8, do_sample=False)

@@ -37,6 +37,7 @@ class Probed:
         scale: factor on q·k before the softmax.
         passes_window: whether the module tells the attention interface of a window, which may be None.
         window: the window that it tells.
+        goes_without: whether it runs without ``position_embeddings`` too; then its decoder decides whether it turns.
     """
 
     turn: Turn
@@ -44,6 +45,7 @@ class Probed:
     scale: float
     passes_window: bool
     window: int | None
+    goes_without: bool
 
 
 class NotUnderstood(ValueError):
@@ -115,16 +117,24 @@ def probe(attention: Any, form: Form, shape: HeadShape) -> Probed | None:
         torch.manual_seed(0)
         given = _draw(form, shape)
         for position in _positions(attention, shape.key_dim):
-            _SEEN.clear()
-            _RESULT.clear()
-            twin, kept = _twin(attention, form, given)
-            try:
-                twin(**_arguments(twin, position))
-            except Exception:  # not these positions, or not this module: whoever runs the teacher proves it then
-                continue
-            if len(_SEEN) == 1 and kept.got is not None:
-                return _read(_SEEN[0], kept.got, given, position, form, shape)
+            got = _run(attention, form, given, position)
+            if got is not None:
+                scores, result_BTNV = _SEEN[0], _RESULT[0]
+                without = _run(attention, form, given, None) is not None
+                return _read(scores, result_BTNV, got, given, position, form, shape, goes_without=without)
     return None
+
+
+def _run(attention: Any, form: Form, given: dict[str, Tensor], position: Any) -> Tensor | None:
+    """What the output projection gets; None where the module does not run with such positions."""
+    _SEEN.clear()
+    _RESULT.clear()
+    twin, kept = _twin(attention, form, given)
+    try:
+        twin(**_arguments(twin, position))
+    except Exception:  # not these positions, or not this module: whoever runs the teacher proves it then
+        return None
+    return kept.got if len(_SEEN) == 1 else None
 
 
 def _draw(form: Form, shape: HeadShape) -> dict[str, Tensor]:
@@ -185,10 +195,18 @@ def _twin(attention: Any, form: Form, given: dict[str, Tensor]) -> tuple[Any, _K
 
 
 def _read(
-    scores: _Scores, got_BTX: Tensor, given: dict[str, Tensor], position: Any, form: Form, shape: HeadShape
+    scores: _Scores,
+    result_BTNV: Tensor,
+    got_BTX: Tensor,
+    given: dict[str, Tensor],
+    position: Any,
+    form: Form,
+    shape: HeadShape,
+    *,
+    goes_without: bool,
 ) -> Probed:
     q_NTK, k_MTK, v_MTV = _heads(given, form, shape)
-    if not torch.equal(got_BTX.flatten(), _RESULT[0].flatten()) and not form.gate_in_query:
+    if not torch.equal(got_BTX.flatten(), result_BTNV.flatten()) and not form.gate_in_query:
         raise NotUnderstood("it changes the output of its heads before the output projection, as by a gate or a norm")
     found_k_MTK, found_v_MTV = (
         part[:: part.shape[0] // shape.num_key_value_heads] for part in (scores.k_MTK, scores.v_MTV)
@@ -214,6 +232,7 @@ def _read(
                 scale=scale * factors[0] * factors[1],
                 passes_window="sliding_window" in scores.options,
                 window=None if window is None else int(window),
+                goes_without=goes_without,
             )
     raise NotUnderstood(
         "between their projections and the scores its queries and keys are changed otherwise than by a norm, by "

@@ -7,7 +7,7 @@ that is known to be none, or the model is refused with what was found.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,8 @@ def find_sites(model: nn.Module) -> list[FoundSite]:
     text_config = config.get_text_config(decoder=True)
     layer_types = list(getattr(text_config, "layer_types", None) or [])
     path, layers = _decoder_layers(model)
+    layer_parent = model.get_submodule(path.rpartition(".")[0])
+    has_rotary = any("rotary" in type(module).__name__.lower() for module in layer_parent.modules())
     found: list[FoundSite] = []
     for number, layer in enumerate(layers):
         name = next((name for name in ATTENTION_NAMES if getattr(layer, name, None) is not None), None)
@@ -102,7 +104,7 @@ def find_sites(model: nn.Module) -> list[FoundSite]:
             )
         where = _Place(path=f"{path}.{number}.{name}", layer=number, num_layers=len(layers), index=len(found))
         has_prefix = config.model_type in PREFIX_MODELS
-        found.append(_site(getattr(layer, name), where, text_config, has_prefix=has_prefix))
+        found.append(_site(getattr(layer, name), where, text_config, has_prefix=has_prefix, has_rotary=has_rotary))
     if not found:
         raise _refusal(
             f"none of the {len(layers)} layers of this '{config.model_type}' model has softmax self-attention "
@@ -148,7 +150,7 @@ class _Place:
     index: int
 
 
-def _site(attention: nn.Module, place: _Place, config: Any, *, has_prefix: bool) -> FoundSite:
+def _site(attention: nn.Module, place: _Place, config: Any, *, has_prefix: bool, has_rotary: bool) -> FoundSite:
     path = place.path
     problems = list(_problems(attention, has_prefix=has_prefix))
     form = find_form(attention)
@@ -189,11 +191,18 @@ def _site(attention: nn.Module, place: _Place, config: Any, *, has_prefix: bool)
         key_dim=shape.key_dim,
         value_dim=shape.value_dim,
         output_projection=form.output,
-        has_rope="position_embeddings" in parameters if probed is None else probed.turn != "none",
+        has_rope=_has_rope(probed, parameters, has_rotary=has_rotary),
         rope_style="interleaved" if probed is not None and probed.turn == "interleaved" else "half",
         qkv_clip=None if probed is None else probed.clip,
     )
     return FoundSite(site, form, shape, probed)
+
+
+def _has_rope(probed: Probed | None, parameters: Collection[str], *, has_rotary: bool) -> bool:
+    """Whether the attention turns queries and keys; one that can do without positions may get none from its decoder."""
+    if probed is None:
+        return "position_embeddings" in parameters
+    return probed.turn != "none" and (has_rotary or not probed.goes_without)
 
 
 def _problems(attention: nn.Module, *, has_prefix: bool) -> Iterator[str]:

@@ -33,6 +33,10 @@ A checkpoint that lacks a tensor of its model, or holds one in another shape or 
 refused, and so is a quantised one: name the checkpoint that it was made from, or a dequantised copy.
 Processors of models that also take videos need `pip install 'linearize[vision]'`, even for still images.
 
+How an attention turns, clamps and scales its queries and keys, and which window it tells, is found by running its own
+forward on a few drawn numbers, without a weight. Before a run trains, each site is held against the loaded model on the
+first batch, too, and refused where it differs: a family that is not in the table is taken for what it does.
+
 ## Tested
 
 Each on a tiny random model of its own class, two layers or more, with its real processor class and images where it
@@ -76,6 +80,8 @@ A model is refused by its configuration, before a weight is loaded, when one of 
 {refusals}
 - a tensor that is neither projection nor norm of queries and keys, or projections that do not fit its heads;
 - an argument without default that the decoders above do not pass;
+- a change of queries, keys or values between projections and scores that is no norm, clamp, factor or rotary embedding,
+  or of the heads' output that is not the gate of the table;
 
 or when no layer has softmax self-attention, the decoder reads an encoder's keys and values, layers hold neither
 attention nor a mixer that is known, or both side by side, or transformers loads it with the class of another model

@@ -77,6 +77,8 @@ def load_teacher(
     """
     import torch
 
+    from linearize.files.aligned import align_tensors
+
     plugins = plugins or Plugins.discover()
     spec = plugins.registry.get(TeacherSpec, type, plugins.failures_hint())
     if checkpoint is not None:
@@ -90,6 +92,7 @@ def load_teacher(
     for caveat in caveats_of(adapter):
         warnings.warn(caveat, stacklevel=2)
     model = adapter.load(dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype, device=device)
+    align_tensors(model)
     return Teacher(model.eval(), adapter.processor(), adapter)
 
 

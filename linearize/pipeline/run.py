@@ -21,6 +21,7 @@ from linearize.distill.rehearsal import choose_conversations, rehearse
 from linearize.distill.seeding import hash_weights, seed_student, summarise
 from linearize.errors import RunError
 from linearize.evaluate.runner import SharedAnswers, evaluate
+from linearize.files.aligned import align_tensors
 from linearize.files.json_file import read_json, read_sealed, write_json
 from linearize.files.names import fingerprint
 from linearize.files.run_folder import RunFolder, disk_errors, is_first_process
@@ -122,6 +123,7 @@ def run_pipeline(
 def load_teacher_model(recipe: LoadedRecipe, adapter: TeacherAdapter, device: torch.device) -> nn.Module:
     """The teacher in the recipe's dtype, in eval mode: dropout would make teacher and student disagree by chance."""
     model: nn.Module = adapter.load(dtype=getattr(torch, recipe.recipe.run.dtype), device=device)
+    align_tensors(model)
     return model.eval()
 
 

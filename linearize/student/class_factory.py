@@ -23,6 +23,7 @@ from transformers import (
 from transformers.models.auto import modeling_auto
 
 from linearize.errors import CheckpointError, PluginError
+from linearize.files.aligned import align_tensors
 from linearize.files.owned_folder import give_default_modes
 from linearize.files.strict_loading import refuse_wrong_tensors
 from linearize.plugin.discovery import Plugins
@@ -168,6 +169,7 @@ def _model_class(base: Any, config_type: Any, target: str) -> Any:
             finally:
                 _LOADING_WITH.reset(token)
             refuse_wrong_tensors(f"the student in {pretrained_model_name_or_path}", info)
+            align_tensors(model)
             return (model, info) if wants_info else model
 
         @classmethod

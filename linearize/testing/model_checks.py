@@ -43,17 +43,25 @@ def check_logits(model: Any, batch: Batch, tolerance: float) -> None:
     __tracebackhide__ = True
     final = final_hidden(model, batch)
     logits_BTX = final.to_logits(final.x_BTD.flatten(0, 1)).unflatten(0, final.x_BTD.shape[:2])
-    expected_BTX = logits_of(model, batch)
-    masked = torch.finfo(expected_BTX.dtype).min / 2  # beside such a number all others would be near each other
-    same = torch.equal(logits_BTX < masked, expected_BTX < masked)
-    assert same, f"the model masks logits behind the head, as by a least number; {BEHIND_THE_HEAD}"
-    assert_values_near(
-        torch.where(logits_BTX < masked, 0, logits_BTX),
-        torch.where(expected_BTX < masked, 0, expected_BTX),
+    assert_logits_near(
+        logits_BTX,
+        logits_of(model, batch),
         tolerance,
-        f"the model changes logits behind the head, as by a factor or a soft cap; {BEHIND_THE_HEAD} Against "
+        f"the model changes logits behind the head, as by a factor, a soft cap or a mask; {BEHIND_THE_HEAD} Against "
         "forward's, the objective's logits are",
     )
+
+
+def assert_logits_near(found_BTX: Tensor, expected_BTX: Tensor, tolerance: float, what: str) -> None:
+    """``assert_values_near`` for logits, of which some may be masked by a least number: those have to be the same ones.
+
+    Beside such a number all others would be near each other.
+    """
+    __tracebackhide__ = True
+    masked = torch.finfo(expected_BTX.dtype).min / 2
+    hidden_BTX = expected_BTX < masked
+    assert torch.equal(found_BTX < masked, hidden_BTX), f"{what} masked at other places"
+    assert_values_near(found_BTX.masked_fill(hidden_BTX, 0), expected_BTX.masked_fill(hidden_BTX, 0), tolerance, what)
 
 
 def check_same_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -74,13 +82,6 @@ def check_same_buffers(found: nn.Module, expected: nn.Module) -> None:
         f"buffers that are not what they were before the student was saved: {other[:5]}; compute them in the model's "
         "constructor from its configuration, or register them persistent"
     )
-
-
-def at_own_addresses(model: nn.Module) -> nn.Module:
-    """The model, its tensors moved to where torch puts new ones: not into a file that is mapped at odd addresses."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = tensor.data.clone()
-    return model
 
 
 def _is_same(first: Tensor, second: Tensor) -> bool:

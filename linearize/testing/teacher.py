@@ -42,7 +42,7 @@ from linearize.student.modeling import load_student, save_student
 from linearize.student.snapshot import student_state
 from linearize.testing.batch_checks import check_answer, check_batches, check_prompts
 from linearize.testing.model_checks import (
-    at_own_addresses,
+    assert_logits_near,
     check_cache_name,
     check_logits,
     check_published,
@@ -312,10 +312,13 @@ class TeacherConformance:
         model = load(adapter)
         assert not any(module.training for module in model.modules()), "load() returns the model in eval mode"
         batch = adapter.batch(self.text_conversations())
-        assert torch.equal(logits_of(model, batch), logits_of(load(adapter), batch)), (
+        assert_logits_near(
+            logits_of(load(adapter), batch),
+            logits_of(model, batch),
+            self.tolerance,
             "loaded twice, the model gives two results: weights that no file holds are drawn anew, or buffers are left "
             "unset when from_pretrained builds the model without memory (compute them in forward, or register them "
-            "persistent)"
+            "persistent). The second time its logits are",
         )
         assert model.generation_config.eos_token_id is not None, (
             "model.generation_config.eos_token_id must name the token that ends an answer; set it in load()"
@@ -378,7 +381,10 @@ class TeacherConformance:
             )
 
     def test_a_student_loses_no_tensor_when_it_is_saved(self, adapter: TeacherAdapter, tmp_path: Path) -> None:
-        """Every second site linear: mixers and attentions are all there again, and the logits are equal."""
+        """Every second site linear: mixers and attentions are all there again, bit for bit, and the logits are near.
+
+        Not equal: how a CPU's kernels round depends on where tensors lie in memory.
+        """
         model = load(adapter)
         self._convert(model, adapter.sites(), every=2)
         batch = self._full_batch(adapter)
@@ -386,11 +392,9 @@ class TeacherConformance:
         student = load_student(tmp_path / "student").requires_grad_(False)
         check_same_tensors(student.state_dict(), student_state(model))
         check_same_buffers(student, model)
-        # What reads a file may put tensors at other addresses, by which a processor's kernels round, and a router then
-        # chooses other experts for a token that is near a tie.
-        assert_values_near(
-            logits_of(at_own_addresses(student), batch),
-            logits_of(at_own_addresses(model), batch),
+        assert_logits_near(
+            logits_of(student, batch),
+            logits_of(model, batch),
             self.tolerance,
             "the saved and loaded student gives other logits: what the model needs beside its tensors, such as options "
             "set after __init__, has to be in its configuration. They are",

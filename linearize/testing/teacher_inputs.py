@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from linearize.files.aligned import align_tensors
 from linearize.protocols import Batch, TeacherAdapter
 
 
@@ -23,8 +24,10 @@ def picture(width: int, height: int, seed: int) -> Image.Image:
 
 
 def load(adapter: TeacherAdapter) -> Any:
-    """The model in float32 on the CPU."""
-    return adapter.load(dtype=torch.float32, device="cpu")
+    """The model in float32 on the CPU, its tensors where a run puts them."""
+    model = adapter.load(dtype=torch.float32, device="cpu")
+    align_tensors(model)
+    return model
 
 
 def load_frozen(adapter: TeacherAdapter) -> Any:

@@ -42,7 +42,7 @@ first batch, too, and refused where it differs: a family that is not in the tabl
 Each on a tiny random model of its own class, two layers or more, with its real processor class and images where it
 takes them, with all sites linear and with every second one: the teacher route is equal bit for bit; one step of
 `layer_mse` and one of `logit_kl` give finite gradients to mixers alone; a left-padded batch decodes with a cache as
-without, greedily, by sampling and with beams; a saved student loads with equal logits; and all of
+without, greedily, by sampling and with beams; a saved student loads with equal tensors; and all of
 `linearize.testing.TeacherConformance`.
 
 The tests run on the oldest release of transformers that pyproject.toml admits and on the one in constraints.txt. Of

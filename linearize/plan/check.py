@@ -50,7 +50,7 @@ def check_draft(draft: Draft) -> CheckedRecipe:
         with draft.telling(MIXER):
             stages = _plan_stages(draft, sites, linear or (), mixers)
     else:
-        check_roles_of_stand_in(draft, sites[0] if sites else None)
+        check_roles_of_stand_in(draft, sites)
     _build(draft, "student.seeder")
     source = _build(draft, "data")
     try_data(draft, source, adapter)

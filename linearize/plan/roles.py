@@ -50,27 +50,27 @@ def asked_roles(draft: Draft) -> Iterator[tuple[int, list[str], list[str]]]:
                 yield number, list(train), list(freeze)
 
 
-def check_roles_of_stand_in(draft: Draft, site: AttentionSite | None) -> None:
+def check_roles_of_stand_in(draft: Draft, sites: Sequence[AttentionSite]) -> None:
     """Tells unknown roles where the mixer cannot be built as the recipe wants it, so that they come with the rest.
 
     Wrong options of the mixer are left at their defaults for it, and an unknown teacher's site is a usual one.
     """
-    mixers = [_roles_of_stand_in(draft, path, site) for path in (MIXER, *map(site_mixer_path, draft.site_mixers))]
-    known = [roles for roles in mixers if roles is not None]
-    for number, train, freeze in asked_roles(draft) if len(known) == len(mixers) else ():
+    mixers = [_roles_of_stand_in(draft, path, sites) for path in (MIXER, *map(site_mixer_path, draft.site_mixers))]
+    known = [roles for of_mixer in mixers for roles in of_mixer]
+    for number, train, freeze in asked_roles(draft) if all(mixers) else ():
         with draft.telling(f"stages.{number}.train"):
             _refuse_unknown(known, train, freeze, ", as far as the other problems let it be seen")
 
 
-def _roles_of_stand_in(draft: Draft, path: str, site: AttentionSite | None) -> Mapping[str, Collection[str]] | None:
-    """The roles of the mixer at ``path``, at the site or, where it does not fit, at any; None where it is not known."""
+def _roles_of_stand_in(draft: Draft, path: str, sites: Sequence[AttentionSite]) -> list[Mapping[str, Collection[str]]]:
+    """The roles of the mixer at ``path`` at each site, or where it fits none at any; empty where it is not known."""
     component = draft.components.get(path) or draft.spared.get(path)
-    for at in (site, ANY_SITE):
-        with contextlib.suppress(LinearizeError, ValueError):
-            if component is not None and at is not None:
-                roles: Mapping[str, Collection[str]] = meta_mixer(component, at).roles()
-                return roles
-    return None
+    found: list[Mapping[str, Collection[str]]] = []
+    for site in (*sites, ANY_SITE) if component is not None else ():
+        if not found or site is not ANY_SITE:
+            with contextlib.suppress(LinearizeError, ValueError):
+                found.append(meta_mixer(component, site).roles())
+    return found
 
 
 def _refuse_unknown(

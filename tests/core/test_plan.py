@@ -233,3 +233,21 @@ def test_a_remark_is_kept_with_the_sites_where_the_mixer_makes_it(
     rest = tuple(range(2, len(plan.sites)))
     assert group.remarks == {"first half": (0, 1), "second half": rest, "long": rest}
     assert dataclasses.replace(group, remarks={}) == dataclasses.replace(silent.mixers[0], remarks={})
+
+
+def test_a_role_that_the_mixers_of_later_sites_alone_have_is_no_problem_beside_others(
+    tables: dict[str, Any], plugins: Plugins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from linearize_mamba2.mixer import Mamba2Mixer
+
+    roles = Mamba2Mixer.roles
+
+    def with_late(mixer: Any) -> Any:
+        late = {"late"} if mixer.site.index == 3 else set()
+        return {name: own | late for name, own in roles(mixer).items()}
+
+    monkeypatch.setattr(Mamba2Mixer, "roles", with_late)
+    overrides = ("run.device=cpu", 'stages.align.train=["late"]')
+    assert plan_of(tables, plugins, *overrides).stages[0].sites == (3,)
+    (problem,) = problems(tables, plugins, *overrides, "student.mixer.backend=mamba_ssm")
+    assert problem.code == "backend"

@@ -69,7 +69,7 @@ def test_a_misspelt_type_is_recognised(tables: dict[str, Any], plugins: Plugins)
 
 
 def test_problems_of_core_and_plugins_come_all_at_once_by_path(tables: dict[str, Any], plugins: Plugins) -> None:
-    tables["stages"][0]["steps"] = 0
+    tables["stages"][0]["steps"] = -1
     tables["stages"][1]["stpes"] = 5
     tables["student"]["mixer"]["conv_widht"] = 4
     tables["student"]["mixer"]["chunk_size"] = "many"
@@ -77,7 +77,7 @@ def test_problems_of_core_and_plugins_come_all_at_once_by_path(tables: dict[str,
     tables["data"]["tasks"] = {"nothing": 1.0}
     found = {problem.path: (problem.code, problem.found) for problem in problems(tables, plugins)}
     assert found == {
-        "stages.align.steps": ("greater_than", 0),
+        "stages.align.steps": ("greater_than_equal", -1),
         "stages.distill.stpes": ("unknown_key", 5),
         "student.mixer.conv_widht": ("unknown_key", 4),
         "student.mixer.chunk_size": ("int_parsing", "many"),

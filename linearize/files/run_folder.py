@@ -172,9 +172,19 @@ class RunFolder:
         return at_work
 
     def set_aside(self) -> Path | None:
-        """Renames an existing run folder to the next free ``<name>.old-N`` and returns where it went."""
+        """Renames an existing folder of a run or a comparison to the next free ``<name>.old-N``; returns where it went.
+
+        Raises:
+            RunError: it holds something else.
+        """
         if not self.path.exists():
             return None
+        found = {path.name for path in self.path.iterdir()} - {".lock"}
+        if found and not found & {self.recipe.name, "stages", COMPARISON}:
+            raise RunError(
+                f"{self.path} holds no run and no comparison ({', '.join(sorted(found)[:4])}), so --fresh does not "
+                "move it; choose another run.name, or move it yourself"
+            )
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
             number += 1

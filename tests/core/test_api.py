@@ -75,6 +75,7 @@ def test_a_fresh_run_keeps_the_old_folder_beside_and_says_where(
 ) -> None:
     old = tmp_path / "runs" / "tiny"
     old.mkdir(parents=True)
+    (old / "recipe.toml").touch()
     (old / "content").write_text("precious")
     with caplog.at_level("INFO", logger="linearize"), pytest.raises(Stopped):
         api.run(tables, fresh=True)

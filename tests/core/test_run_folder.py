@@ -85,11 +85,21 @@ def test_folders_set_aside_get_numbers_and_keep_their_content(folder: RunFolder)
     assert folder.set_aside() is None
     for number in (1, 2):
         folder.path.mkdir(parents=True)
+        (folder.path / "recipe.toml").touch()
         (folder.path / "content").write_text(str(number))
         aside = folder.set_aside()
         assert aside == folder.path.with_name(f"tiny.old-{number}")
         assert (aside / "content").read_text() == str(number)
         assert not folder.path.exists()
+
+
+def test_a_folder_of_something_else_is_not_set_aside(folder: RunFolder) -> None:
+    folder.path.mkdir(parents=True)
+    (folder.path / ".lock").touch()
+    (folder.path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match=r"holds no run and no comparison \(thesis\.tex\)"):
+        folder.set_aside()
+    assert (folder.path / "thesis.tex").read_text() == "years of work"
 
 
 def test_stage_folders_count_from_one(folder: RunFolder) -> None:

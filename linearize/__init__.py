@@ -11,8 +11,9 @@ from linearize._version import __version__
 
 if TYPE_CHECKING:
     from linearize.api import compare, load_student, load_teacher, run
+    from linearize.student.static_state import static_cache
 
-__all__ = ["__version__", "compare", "load_student", "load_teacher", "run"]
+__all__ = ["__version__", "compare", "load_student", "load_teacher", "run", "static_cache"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,4 +21,8 @@ def __getattr__(name: str) -> Any:
         from linearize import api
 
         return getattr(api, name)
+    if name == "static_cache":
+        from linearize.student.static_state import static_cache
+
+        return static_cache
     raise AttributeError(f"module 'linearize' has no attribute '{name}'")

@@ -8,16 +8,7 @@ from linearize.protocols.conversation import IMAGE_MARK, Conversation, Turn
 from linearize.protocols.data import BadRecord, DataSource, LeavesOut, ShuffledSource
 from linearize.protocols.format import CheckpointFormat
 from linearize.protocols.layout import Layout
-from linearize.protocols.mixer import (
-    AveragingMixer,
-    BackedMixer,
-    BranchedMixer,
-    Mixer,
-    RemarkingMixer,
-    RepeatingMixer,
-    SeedStyle,
-    State,
-)
+from linearize.protocols.mixer import AveragingMixer, BranchedMixer, Mixer, RemarkingMixer, SeedStyle, State
 from linearize.protocols.schedule import Schedule
 from linearize.protocols.seeder import Seeder, SeedReport
 from linearize.protocols.site import AttentionSite, AttentionWeights, SiteNorm
@@ -31,7 +22,6 @@ __all__ = [
     "AttentionSite",
     "AttentionWeights",
     "AveragingMixer",
-    "BackedMixer",
     "BadRecord",
     "Batch",
     "Benchmark",
@@ -44,7 +34,6 @@ __all__ = [
     "Mixer",
     "PublishedCheckpoint",
     "RemarkingMixer",
-    "RepeatingMixer",
     "Schedule",
     "SeedReport",
     "SeedStyle",

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from transformers.generation import GenerationMixin, StoppingCriteriaList
+from transformers.generation import utils as generation_utils
 from transformers.masking_utils import create_masks_for_generate
 
 from linearize.student.entrance import check_history
@@ -20,6 +21,8 @@ from linearize.student.state import passed_cache
 from linearize.student.static_state import StaticStateLayer, linear_sites, make_states_static
 
 ACCELERATORS = ("cuda", "xpu")
+RAW_IMAGES = frozenset(getattr(generation_utils, "MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL", ("pixel_values",)))
+"""What a model takes with the first tokens of a prompt alone."""
 
 _ended_B: ContextVar[RowsEnded | None] = ContextVar("rows_ended", default=None)
 
@@ -116,17 +119,55 @@ class StatefulGeneration(GenerationMixin):
         own = getattr(super(), "create_masks_for_generate", create_masks_for_generate)
         return own(**kwargs)
 
-    def _prefill(self, input_ids: Tensor, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+    def _prefill(self, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:
         """Reads the prompt, in pieces where the configuration asks for it, and never compiled.
 
-        transformers compiles a prompt that it reads in pieces, each length anew.
+        transformers compiles a prompt that it reads in pieces, each length anew, and takes none with images; here the
+        first piece reaches to the end of the last image.
         """
-        before = generation_config.disable_compile
+        first = 0
+        if generation_config.prefill_chunk_size is not None and kwargs.get("is_first_iteration", True):
+            first = end_of_images(self.config, input_ids, model_kwargs)
+        chunk_size, compiles_not = generation_config.prefill_chunk_size, generation_config.disable_compile
         generation_config.disable_compile = True
         try:
-            return super()._prefill(input_ids, generation_config, *args, **kwargs)
+            if first > (chunk_size or 0):
+                self._read_images(input_ids, first, model_kwargs)
+                model_kwargs = {name: value for name, value in model_kwargs.items() if name not in RAW_IMAGES}
+                kwargs["is_first_iteration"] = False
+            return super()._prefill(input_ids, generation_config, model_kwargs, **kwargs)
         finally:
-            generation_config.disable_compile = before
+            generation_config.disable_compile = compiles_not
+
+    def _read_images(self: Any, input_ids: Tensor, num_tokens: int, model_kwargs: Mapping[str, Any]) -> None:
+        """Runs over the first tokens of a prompt, the images' among them."""
+        by_token = ("attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
+        piece = {
+            name: value[..., :num_tokens] if name in by_token and value is not None else value
+            for name, value in model_kwargs.items()
+        }
+        inputs = self.prepare_inputs_for_generation(input_ids[:, :num_tokens], is_first_iteration=True, **piece)
+        self(**inputs, return_dict=True)
+
+
+def end_of_images(config: Any, ids_BT: Tensor, inputs: Mapping[str, Any]) -> int:
+    """How many tokens of a prompt there are up to its last image token; 0 without images.
+
+    All, where no token stands for an image.
+    """
+    if all(inputs.get(name) is None for name in RAW_IMAGES):
+        return 0
+    types_BT = next(
+        (inputs[name] for name in ("mm_token_type_ids", "token_type_ids") if inputs.get(name) is not None), None
+    )
+    if types_BT is not None:
+        image_BT = types_BT[:, : ids_BT.shape[1]] != 0
+    else:
+        names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+        ids = [token for name in names if (token := getattr(config, name, None)) is not None]
+        image_BT = torch.isin(ids_BT, torch.tensor(ids, device=ids_BT.device))
+    at_T = image_BT.any(0).nonzero()
+    return int(at_T[-1]) + 1 if len(at_T) else ids_BT.shape[1]
 
 
 def is_all_linear(model: Any) -> bool:

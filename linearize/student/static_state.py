@@ -46,7 +46,10 @@ class StaticStateLayer(RecurrentStateLayer):
 
     def allocate(self, states: Mapping[str, Tensor]) -> None:
         """Takes tensors of these shapes and dtypes for good."""
-        self.states = {name: state.detach().clone() for name, state in states.items()}
+        # Strides of a state depend on the prompt's length; a graph is made for one layout.
+        self.states = {
+            name: state.detach().clone(memory_format=torch.contiguous_format) for name, state in states.items()
+        }
         first = next(iter(self.states.values()))
         self.device, self.batch_size = first.device, first.shape[0]
         if self.progress.real_B is None:
@@ -88,7 +91,7 @@ class StaticStateLayer(RecurrentStateLayer):
 
         A prompt is read outside of any graph, so that its mask needs to be no larger than that of a growing cache.
         """
-        if self.stands_alone and query_length > 1 and not is_torchdynamo_compiling():
+        if query_length > 1 and self.stands_alone and not is_torchdynamo_compiling():
             return query_length, int(self.progress.seen)
         return self.max_cache_len, 0
 
@@ -165,6 +168,9 @@ def make_states_static(model: nn.Module, cache: Cache, max_length: int) -> None:
     for site in sites:
         slot = StaticStateLayer(max_length, progress, advances=site is sites[-1])
         cache.layers[site.site.cache_index] = slot
+    for layer in cache.layers:
+        if isinstance(layer, StaticStateLayer):
+            layer.stands_alone = len(sites) == len(cache.layers)
 
 
 def linear_sites(model: nn.Module) -> list[LinearizedAttention]:

@@ -30,9 +30,9 @@ class Tower(nn.Module):
         self.rotary_emb = HovleRotaryEmbedding(config)
         self.layers = nn.ModuleList(LlamaDecoderLayer(config, cache_start + i) for i in range(config.num_hidden_layers))
 
-    def past_length(self, cache: Cache | None) -> int:
-        """Positions that this tower's layers already hold in the cache."""
-        return 0 if cache is None else int(cache.get_seq_length(self.cache_start))
+    def past_length(self, cache: Cache | None) -> int | Tensor:
+        """Positions that this tower's layers already hold in the cache; a tensor where its size is fixed."""
+        return 0 if cache is None else cast("int | Tensor", cache.get_seq_length(self.cache_start))
 
     def base_depends_on_length(self) -> bool:
         """Whether some attention of this tower reads rotary tables that change with the length of the sequence."""
@@ -42,7 +42,7 @@ class Tower(nn.Module):
 
     def base_changes(self, cache: Cache, num_new: int) -> bool:
         """Whether ``num_new`` more positions change what the cached ones were computed with."""
-        held = self.past_length(cache)
+        held = int(self.past_length(cache))
         before, now = self.rotary_emb.base(held), self.rotary_emb.base(held + num_new)
         return before != now and self.base_depends_on_length()
 
@@ -62,7 +62,8 @@ class Tower(nn.Module):
             mask: what transformers' create_causal_mask made for the attention implementation in use.
             record: takes the output of each layer in order.
         """
-        length = self.past_length(cache) + hidden_BTD.shape[1]
+        # A fixed base asks for no length, and a cache of fixed size tells it by a tensor that nobody should wait for.
+        length = int(self.past_length(cache)) + hidden_BTD.shape[1] if self.rotary_emb.is_dynamic else 0
         rotary = self.rotary_emb(hidden_BTD, position_ids_BT, length)
         for layer in self.layers:
             hidden_BTD = cast(LlamaDecoderLayer, layer)(
@@ -85,9 +86,9 @@ def positions_from_mask(valid_BS: Tensor, num_last: int) -> Tensor:
     return positions_BS.masked_fill(valid_BS == 0, 1)[:, -num_last:]
 
 
-def default_positions(input_ids_BT: Tensor, attention_mask: Tensor | None, past: int) -> Tensor:
+def default_positions(input_ids_BT: Tensor, attention_mask: Tensor | None, past: int | Tensor) -> Tensor:
     """Positions [B, T] from a two-dimensional mask [B, past + T]; without one, counted from ``past``."""
     rows, tokens = input_ids_BT.shape
     if attention_mask is not None and attention_mask.dim() == 2:
         return positions_from_mask(attention_mask, tokens)
-    return torch.arange(past, past + tokens, device=input_ids_BT.device)[None].expand(rows, -1)
+    return (torch.arange(tokens, device=input_ids_BT.device) + past)[None].expand(rows, -1)

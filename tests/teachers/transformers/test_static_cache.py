@@ -1,0 +1,37 @@
+"""Students of the families decode with a cache of fixed size as with a growing one, images and pads included."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from linearize_transformers.adapter import TransformersAdapter
+from linearize_transformers.support import TURN_END, Family
+from test_families import generate, make_student
+
+NO_FIXED_SIZE = {"paligemma"}
+"""Families whose own decoder takes no mask that transformers makes for a cache of fixed size."""
+
+
+@pytest.mark.parametrize("layout", ["all", "every second"])
+def test_a_cache_of_fixed_size_gives_the_same_tokens(adapter: TransformersAdapter, family: Family, layout: str) -> None:
+    if layout != "all" and family.model_type in NO_FIXED_SIZE:
+        pytest.skip("the teacher itself cannot decode with a cache of fixed size")
+    student = make_student(adapter, layout)
+    batch = adapter.batch(student.conversations, for_generation=True)
+    forbidden = range(TURN_END + 1 + len(family.tokens))
+    for options in ({"do_sample": False}, {"do_sample": True, "temperature": 1.2}):
+        growing = generate(student.model, batch.inputs, forbidden, **options)
+        fixed = generate(student.model, batch.inputs, forbidden, cache_implementation="static", **options)
+        assert torch.equal(fixed, growing)
+
+
+@pytest.mark.parametrize("family", ["smolvlm", "llava", "qwen2_5_vl", "qwen3_vl", "glm4v", "gemma3"], indirect=True)
+@pytest.mark.parametrize("layout", ["all", "every second"])
+def test_a_prompt_with_images_is_read_in_pieces(adapter: TransformersAdapter, family: Family, layout: str) -> None:
+    student = make_student(adapter, layout)
+    batch = adapter.batch(student.conversations, for_generation=True)
+    forbidden = range(TURN_END + 1 + len(family.tokens))
+    whole = generate(student.model, batch.inputs, forbidden, do_sample=False)
+    for options in ({}, {"cache_implementation": "static"}):
+        pieces = generate(student.model, batch.inputs, forbidden, do_sample=False, prefill_chunk_size=4, **options)
+        assert torch.equal(pieces, whole)

@@ -66,7 +66,9 @@ def _roles_of_stand_in(draft: Draft, path: str, sites: Sequence[AttentionSite]) 
     """The roles of the mixer at ``path`` at each site, or where it fits none at any; empty where it is not known."""
     component = draft.components.get(path) or draft.spared.get(path)
     found: list[Mapping[str, Collection[str]]] = []
-    for site in (*sites, ANY_SITE) if component is not None else ():
+    if component is None:
+        return found
+    for site in (*sites, ANY_SITE):
         if not found or site is not ANY_SITE:
             with contextlib.suppress(LinearizeError, ValueError):
                 found.append(meta_mixer(component, site).roles())

@@ -16,11 +16,12 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from linearize.comparison.cells import Cell, Comparison
 from linearize.errors import RunError
 from linearize.files.json_file import read_json, write_json
-from linearize.files.run_folder import COMPARISON, RunFolder, differences
+from linearize.files.run_folder import COMPARISON, FORMAT, RunFolder, differences, refuse_newer
 
 
 class ComparisonFolder:
@@ -90,13 +91,20 @@ class ComparisonFolder:
         before = read_json(self.manifest) if self.manifest.exists() else {"shared": now["shared"], "cells": {}}
         if not isinstance(before, dict) or not {"shared", "cells"} <= before.keys():
             raise RunError(f"{self.manifest} cannot be read; start with --fresh, which keeps the old folder beside")
-        changes = list(differences(before["shared"], now["shared"]))
+        refuse_newer(self.manifest, before)
+        recipes = {cell.name: cell.checked.recipe for cell in comparison.cells}
+        known = {name: recipes[name].completed(before["cells"][name]) for name in cells if name in before["cells"]}
+        shared: dict[str, Any] = before["shared"]
+        if known:
+            some = next(iter(known))  # any cell: what all share stands in each one's tables
+            whole = recipes[some].completed({**before["cells"][some], **shared})
+            shared = {key: whole[key] for key in shared}
+        changes = list(differences(shared, now["shared"]))
         if not changes:  # otherwise every cell would say the same again
             changes = [
                 f"cell '{name}': {change}"
-                for name, tables in cells.items()
-                if name in before["cells"]
-                for change in differences(before["cells"][name], tables)
+                for name, tables in known.items()
+                for change in differences(tables, cells[name])
             ]
         if changes:
             raise RunError(
@@ -106,5 +114,6 @@ class ComparisonFolder:
                 "which keeps the old folder beside"
             )
         most = max(jobs, before.get("jobs", 1))
-        write_json(self.manifest, {"shared": now["shared"], "cells": {**before["cells"], **cells}, "jobs": most})
+        kept = {"shared": now["shared"], "cells": {**before["cells"], **cells}, "jobs": most}
+        write_json(self.manifest, {"format": FORMAT, **kept})
         return most

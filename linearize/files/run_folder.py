@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from safetensors import SafetensorError
 
+from linearize._version import __version__
 from linearize.errors import RunError, entry_name
 from linearize.files.json_file import read_json, read_sealed, write_json, write_sealed
 from linearize.files.names import file_sha256
@@ -24,6 +25,9 @@ COMPARISON = "comparison.json"
 """The file that makes a folder a comparison's."""
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM})
 """What a person can put right: no room, no permission."""
+FORMAT = 2
+"""Of run folders and comparisons. Format 1 says no number and is read, too; format 2 adds hashes, the changes of a
+recipe at work and the records that were left out."""
 CHANGES_AT_WORK = ("lr", "lr_schedule", "clip")
 """Keys of a stage that may change while it is at work: they read no sample and shape no tensor."""
 
@@ -46,6 +50,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.recipe = path / "recipe.toml"
+        self.format = path / "format.json"
         self.environment = path / "environment.json"
         self.seeding = path / "seeding.json"
         self.evaluation = path / "evaluation"
@@ -124,8 +129,10 @@ class RunFolder:
         """
         if (self.path / COMPARISON).exists():
             raise RunError(f"{self.path} holds a comparison, not a run; give this run another run.name")
+        refuse_newer(self.path, read_json(self.format))
         text = recipe.to_toml()
         if not self.recipe.exists():
+            write_json(self.format, {"format": FORMAT, "linearize": __version__})
             write_text(self.recipe, text)
             return []
         try:
@@ -162,13 +169,13 @@ class RunFolder:
             if was == now:
                 continue
             folder = self.stage(number, entry_name(now))
-            steps = sorted(path.name for path in (folder / "checkpoints").glob("step-*"))
+            steps = sorted(int(path.name[5:]) for path in folder.glob("checkpoints/step-*") if path.name[5:].isdigit())
             changed = {key for key in {**was, **now} if was.get(key) != now.get(key)}
             if (folder / "done.json").exists() or (steps and not changed <= set(CHANGES_AT_WORK)):
                 return None
             if steps:
-                step = int(steps[-1].removeprefix("step-"))
-                at_work.append({"stage": entry_name(now), "step": step, "changes": list(differences(was, now))})
+                changes = list(differences(was, now))
+                at_work.append({"stage": entry_name(now), "step": steps[-1], "changes": changes})
         return at_work
 
     def set_aside(self) -> Path | None:
@@ -190,6 +197,20 @@ class RunFolder:
             number += 1
         os.rename(self.path, aside)
         return aside
+
+
+def refuse_newer(place: Path, content: Any) -> None:
+    """Makes sure that this release reads a folder whose format ``content`` says; nothing said is format 1.
+
+    Raises:
+        RunError: a newer release wrote it.
+    """
+    version = content.get("format", 1) if isinstance(content, dict) else 1
+    if not isinstance(version, int) or version > FORMAT:
+        raise RunError(
+            f"{place} has format {version}; linearize {__version__} reads formats up to {FORMAT}. Update linearize, or "
+            "choose another name"
+        )
 
 
 @contextmanager

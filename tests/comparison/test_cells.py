@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Callable
@@ -256,6 +257,19 @@ def test_a_folder_keeps_to_its_comparison_while_cells_and_seeds_may_come_and_go(
         folder.claim(plan_comparison(tables(vary=vary), ["evaluate.batch_size=8"]))
     with pytest.raises(RunError, match=r"  - cell 'every-keep-2': stages.distill.lr: was 0.001, now 0.5\n"):
         folder.claim(plan_comparison(tables(vary=vary), ["stages.distill.lr=0.5"]))
+
+
+def test_keys_that_an_older_comparison_did_not_have_are_at_their_defaults(tables: Tables, tmp_path: Path) -> None:
+    folder = ComparisonFolder(tmp_path)
+    folder.claim(plan_comparison(tables(), mixers=["mamba2"]))
+    older = json.loads(folder.manifest.read_text())
+    del older["format"], older["shared"]["evaluate"]["num_examples"]
+    for cell in older["cells"].values():
+        del cell["evaluate"]["num_examples"]
+    folder.manifest.write_text(json.dumps(older))
+    folder.claim(plan_comparison(tables(), mixers=["mamba2"]))
+    with pytest.raises(RunError, match=r"evaluate\.num_examples: was \d+, now 7"):
+        folder.claim(plan_comparison(tables(), ["evaluate.num_examples=7"], mixers=["mamba2"]))
 
 
 def test_the_folder_of_a_run_and_one_in_use_are_refused(tmp_path: Path) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
 from linearize.errors import RunError
-from linearize.files.run_folder import RunFolder, differences
+from linearize.files.run_folder import FORMAT, RunFolder, differences
 from linearize.plugin.discovery import Plugins
 from linearize.recipe.load import load_recipe
 
@@ -54,6 +57,28 @@ def test_a_changed_recipe_is_refused_with_every_difference(
     assert "--fresh" in text
     assert text.count("\n  - ") == 3
     assert folder.recipe.read_bytes() == before
+
+
+def test_a_folder_of_a_newer_release_is_refused(folder: RunFolder, tables: dict[str, Any], plugins: Plugins) -> None:
+    with folder.locked():
+        folder.claim(load_recipe(tables, [], plugins))
+        assert json.loads(folder.format.read_text())["format"] == FORMAT
+        folder.format.write_text(json.dumps({"format": FORMAT + 1}))
+        with pytest.raises(RunError, match=rf"has format {FORMAT + 1}; .* reads formats up to {FORMAT}\. Update"):
+            folder.claim(load_recipe(tables, [], plugins))
+
+
+def test_a_key_that_an_older_release_did_not_have_is_at_its_default(
+    folder: RunFolder, tables: dict[str, Any], plugins: Plugins
+) -> None:
+    with folder.locked():
+        folder.claim(load_recipe(tables, [], plugins))
+        older = tomllib.loads(folder.recipe.read_text())
+        del older["evaluate"]["num_examples"]
+        folder.recipe.write_text(tomli_w.dumps(older))
+        folder.claim(load_recipe(tables, [], plugins))
+        with pytest.raises(RunError, match=r"evaluate\.num_examples: was \d+, now 7"):
+            folder.claim(load_recipe(tables, ["evaluate.num_examples=7"], plugins))
 
 
 def test_a_recipe_in_the_folder_that_cannot_be_read_is_refused(

@@ -20,7 +20,6 @@ from linearize.comparison.running import run_cells
 from linearize.errors import RunError
 from linearize.pipeline.display import Display
 from linearize.plan.check import check_recipe
-from linearize.plugin.discovery import Plugins
 from linearize.plugin.tables import Table
 
 TIMED_BLOCKS = 6
@@ -43,12 +42,11 @@ def with_equal_time(
     seconds = comparison.options.seconds
     if seconds is None:
         return comparison
-    plugins = Plugins.discover()
     timing = ComparisonFolder(folder.path / "timing")
     timed = [cell for cell in comparison.cells if any(stage["steps"] for stage in _stages(cell))]
     short = replace(
         comparison,
-        cells=tuple(_rechecked(cell, timing_tables(_tables(cell), comparison.options.timing_steps), plugins)
+        cells=tuple(_rechecked(cell, timing_tables(_tables(cell), comparison.options.timing_steps))
                     for cell in timed),
         options=comparison.options.model_copy(update={"seeds": 1}),
     )  # fmt: skip
@@ -69,7 +67,7 @@ def with_equal_time(
         tables = fill_time(_tables(original), per_step, seconds)
         steps = ", ".join(f"{stage['name']} {stage['steps']}" for stage in tables["stages"] if stage["steps"])
         display.note(f"{cell.name}: {steps}")
-        filled[cell.name] = _rechecked(original, tables, plugins)
+        filled[cell.name] = _rechecked(original, tables)
     return replace(comparison, cells=tuple(filled.get(cell.name, cell) for cell in comparison.cells))
 
 
@@ -128,5 +126,5 @@ def _stages(cell: Cell) -> list[Table]:
     return stages
 
 
-def _rechecked(cell: Cell, tables: Table, plugins: Plugins) -> Cell:
-    return replace(cell, checked=check_recipe(tables, (), plugins))
+def _rechecked(cell: Cell, tables: Table) -> Cell:
+    return replace(cell, checked=check_recipe(tables, (), cell.checked.recipe.plugins))

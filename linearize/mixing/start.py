@@ -27,3 +27,12 @@ def spread_horizons(heads: int) -> Tensor:
 def at_least_fp32(tensor: Tensor) -> Tensor:
     """What decays and write strengths are computed in: bf16 cannot tell 0.998 from 1."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)) with a gradient that compiles.
+
+    F.softplus has the same numbers, but in a compiled graph its backward (torch 2.13, aten.softplus_backward) gives
+    strides that tracing did not foresee where the gradient is transposed, and the next view of it fails.
+    """
+    return torch.logaddexp(x, torch.zeros_like(x))

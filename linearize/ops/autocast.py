@@ -20,6 +20,10 @@ def outside_autocast(function: Callable[..., tuple[Tensor, Tensor]], *tensors: T
     Args:
         tensors: all that ``function`` differentiates; the first is a tensor and decides the device.
     """
+    if torch.compiler.is_compiling():
+        # A compiled graph has one setting for its whole backward pass, that at its entry; no graph inside it helps.
+        with _off(tensors[0]):
+            return function(*tensors)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
         outputs: tuple[Tensor, Tensor] = _OutsideAutocast.apply(function, *tensors)
         return outputs

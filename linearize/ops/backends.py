@@ -109,7 +109,24 @@ def choose(operation: str, name: str, device: torch.device | str) -> Choice:
     Raises:
         BackendError: the named backend has no such operation or cannot run here; says why and what to do.
     """
-    return _choose(operation, name, torch.device(device).type)
+    choice: Choice = getattr(_choices, _choice_name(operation, name, torch.device(device).type))
+    return choice
+
+
+class _Choices:
+    """Holds the choices made so far as attributes, which a compiled graph reads anew where a dict's keys are frozen."""
+
+
+_choices = _Choices()
+
+
+@torch.compiler.assume_constant_result
+def _choice_name(operation: str, name: str, device_type: str) -> str:
+    """Where the choice lies, made now if it was not; run by the interpreter, not traced into a compiled graph."""
+    attribute = f"{operation} {name} {device_type}"
+    if not hasattr(_choices, attribute):
+        setattr(_choices, attribute, _choose(operation, name, device_type))
+    return attribute
 
 
 @functools.cache

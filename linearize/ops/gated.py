@@ -207,7 +207,7 @@ def _inside_by_matrix(
         from_start = from_start * resets.from_start_BcL.unsqueeze(2)
         to_end = to_end * resets.to_end_BcL.unsqueeze(2)
     scores = q @ k.transpose(-1, -2) * between
-    shared = scores.view(*v.shape[:3], -1, v.shape[3])
+    shared = scores.reshape(*v.shape[:3], -1, v.shape[3])
     return _Inside((shared @ v).view(*q.shape[:4], -1), q, k, from_start, to_end, decays.since[..., -1])
 
 

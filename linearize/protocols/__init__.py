@@ -8,7 +8,16 @@ from linearize.protocols.conversation import IMAGE_MARK, Conversation, Turn
 from linearize.protocols.data import BadRecord, DataSource, LeavesOut, ShuffledSource
 from linearize.protocols.format import CheckpointFormat
 from linearize.protocols.layout import Layout
-from linearize.protocols.mixer import AveragingMixer, BranchedMixer, Mixer, RemarkingMixer, SeedStyle, State
+from linearize.protocols.mixer import (
+    AveragingMixer,
+    BackedMixer,
+    BranchedMixer,
+    Mixer,
+    RemarkingMixer,
+    RepeatingMixer,
+    SeedStyle,
+    State,
+)
 from linearize.protocols.schedule import Schedule
 from linearize.protocols.seeder import Seeder, SeedReport
 from linearize.protocols.site import AttentionSite, AttentionWeights, SiteNorm
@@ -22,6 +31,7 @@ __all__ = [
     "AttentionSite",
     "AttentionWeights",
     "AveragingMixer",
+    "BackedMixer",
     "BadRecord",
     "Batch",
     "Benchmark",
@@ -34,6 +44,7 @@ __all__ = [
     "Mixer",
     "PublishedCheckpoint",
     "RemarkingMixer",
+    "RepeatingMixer",
     "Schedule",
     "SeedReport",
     "SeedStyle",

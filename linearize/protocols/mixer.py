@@ -5,7 +5,7 @@ Letters: B batch, T tokens, D model width, N query heads, M key-value heads, K a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -21,10 +21,6 @@ SeedStyle = Literal["mimic", "scratch"]
 
 class Mixer(Protocol):
     """A linear-time token mixer; in truth an nn.Module, whose constructor takes (config, site).
-
-    One that has k or v once for each query head, where the teacher shares them, names those modules in an attribute
-    ``repeated``, {"k_proj", "v_proj"}: a seeder then gives them each of the teacher's heads several times. Without it
-    shapes have to fit.
 
     In training mode, which stages turn on, it may draw from torch's global generator, as dropout does: that is seeded
     anew at every optimizer step, so that a run which was stopped ends as one that was not.
@@ -84,6 +80,26 @@ class RemarkingMixer(Protocol):
 
     def remarks(self) -> Sequence[str]:
         """A sentence for each option that does nothing here, or drops something; told with the plan, by sites."""
+        ...
+
+
+class RepeatingMixer(Protocol):
+    """What a mixer offers besides, when it has k or v once for each query head where the teacher shares them."""
+
+    repeated: Collection[str]
+    """The modules that do, {"k_proj", "v_proj"}: a seeder gives them each of the teacher's heads several times. Without
+    this member shapes have to fit."""
+
+
+class BackedMixer(Protocol):
+    """What a mixer offers besides, when kernels compute it."""
+
+    def describe_backends(self, device: torch.device | str) -> Sequence[str]:
+        """One line for each operation: "ssd on cuda: fla 0.6", by its options.
+
+        Raises:
+            BackendError: a backend that the options name cannot run on the device.
+        """
         ...
 
 

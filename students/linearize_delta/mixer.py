@@ -22,12 +22,11 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linearize.mixing.draw import draw_uniform, fill_linear
 from linearize.mixing.mixer import LinearMixer
-from linearize.mixing.start import at_least_fp32, spread, spread_horizons
+from linearize.mixing.start import at_least_fp32, softplus, spread, spread_horizons
 from linearize.protocols import AttentionSite, SeedStyle, State
 from linearize_delta.config import DeltaNetConfig, GatedDeltaNetConfig, KdaConfig
 
@@ -177,7 +176,7 @@ def log_decay(raw: Tensor, a_log: Tensor, dt_bias: Tensor) -> Tensor:
     """-exp(A_log) softplus(raw + dt_bias), at least fp32, also under autocast."""
     with torch.autocast(raw.device.type, enabled=False):
         dtype = torch.promote_types(raw.dtype, torch.float32)
-        return -a_log.to(dtype).exp() * F.softplus(raw.to(dtype) + dt_bias.to(dtype))
+        return -a_log.to(dtype).exp() * softplus(raw.to(dtype) + dt_bias.to(dtype))
 
 
 def initialize_decay(

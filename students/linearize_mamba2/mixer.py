@@ -16,11 +16,11 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linearize.mixing.draw import draw_uniform, fill_linear
 from linearize.mixing.mixer import LinearMixer
+from linearize.mixing.start import softplus
 from linearize.ops.gated import repeat_heads
 from linearize.protocols import AttentionSite, SeedStyle, State
 from linearize_mamba2.config import Mamba2Config
@@ -90,7 +90,7 @@ class Mamba2Mixer(LinearMixer):
         raw_BTN = self.in_proj(x_BTD)
         with torch.autocast(raw_BTN.device.type, enabled=False):
             dtype = torch.promote_types(raw_BTN.dtype, torch.float32)
-            dt_BTN = F.softplus(raw_BTN.to(dtype) + self.dt_bias.to(dtype))
+            dt_BTN = softplus(raw_BTN.to(dtype) + self.dt_bias.to(dtype))
             a_N = -self.A_log.to(dtype).exp()
             if valid_BT is not None:
                 dt_BTN = dt_BTN * valid_BT.unsqueeze(-1)

@@ -22,13 +22,12 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linearize.errors import PluginError
 from linearize.mixing.draw import draw_uniform, fill_linear
 from linearize.mixing.mixer import LinearMixer
-from linearize.mixing.start import at_least_fp32, spread_horizons
+from linearize.mixing.start import at_least_fp32, softplus, spread_horizons
 from linearize.ops.gated import repeat_heads
 from linearize.protocols import AttentionSite, SeedStyle, State
 from linearize_mamba3.angles import sum_angles, turn
@@ -149,10 +148,10 @@ class Mamba3Mixer(LinearMixer):
         raw_dt, raw_a, raw_own, raw_angle = (at_least_fp32(projection(x_BTD)) for projection in projections)
         heads = self.site.num_heads
         with torch.autocast(x_BTD.device.type, enabled=False):
-            dt_BTN = F.softplus(raw_dt + self.dt_bias.to(raw_dt.dtype))
+            dt_BTN = softplus(raw_dt + self.dt_bias.to(raw_dt.dtype))
             if valid_BT is not None:
                 dt_BTN = dt_BTN * valid_BT.unsqueeze(-1)
-            g_BTN = -dt_BTN * F.softplus(raw_a).clamp_min(self.config.decay_floor)
+            g_BTN = -dt_BTN * softplus(raw_a).clamp_min(self.config.decay_floor)
             turns_BTNP = math.pi * raw_angle.tanh().unsqueeze(2) * dt_BTN.unsqueeze(-1)
             angles_BTNP, angle_BNP = sum_angles(turns_BTNP, None if state is None else state["angle"])
             carried = None if state is None else Carried(state["ssm"], state["last_key"], state["last_value"])

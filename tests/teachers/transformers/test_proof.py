@@ -103,3 +103,25 @@ def test_what_no_field_can_say_is_a_caveat_and_not_compared(checkpoint: Callable
     adapter = Wrong(TransformersTeacherConfig(checkpoint=str(checkpoint("llama"))))
     adapter.facts = {"scale": 1.0, "fully_described": False}
     prove(adapter)
+
+
+@pytest.fixture
+def no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where FlashAttention computes, which takes no float32: the module answers in its own dtype."""
+    monkeypatch.setattr("linearize.proof.teacher._in_float32", lambda *_: None)
+
+
+@pytest.mark.usefixtures("no_copy")
+def test_a_module_of_which_no_float32_copy_runs_may_lose_what_its_dtype_loses(adapter: TransformersAdapter) -> None:
+    prove(adapter, torch.bfloat16)
+
+
+@pytest.mark.usefixtures("no_copy")
+@pytest.mark.parametrize(("name", "facts", "said"), MISTAKES)
+def test_mistakes_are_larger_than_what_bfloat16_loses(
+    checkpoint: Callable[[str], Path], name: str, facts: dict[str, Any], said: str
+) -> None:
+    adapter = Wrong(TransformersTeacherConfig(checkpoint=str(checkpoint(name))))
+    adapter.facts = facts
+    with pytest.raises(PluginError, match=r"^site 0 \("):
+        prove(adapter, torch.bfloat16)

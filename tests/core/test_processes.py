@@ -16,6 +16,8 @@ from linearize.errors import RunError
 from linearize.files.run_folder import RunFolder
 from linearize.pipeline.processes import LOOK_EVERY_S, wait_for_first_process
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SMALL = (
     "stages.align-new.steps=2", "stages.align-mixer.steps=1", "stages.distill.steps=2", "evaluate.benchmarks=[]",

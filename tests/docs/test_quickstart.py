@@ -18,6 +18,8 @@ import linearize
 from linearize import api
 from linearize.cli.app import app
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
 OTHER = (ROOT / "docs" / "how_it_works.md").read_text(encoding="utf-8")

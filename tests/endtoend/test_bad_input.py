@@ -20,6 +20,8 @@ from typer.testing import CliRunner
 from linearize.cli.app import app
 from linearize.distill.checkpoint import read_latest
 
+pytestmark = pytest.mark.slow
+
 # Everything that can be wrong in a recipe without hiding something else that is.
 WRONG = """
 extends = "{recipe}"

@@ -22,6 +22,8 @@ from linearize.comparison.findings import ComparisonResult
 from linearize.errors import RunError
 from linearize.files.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 TINY: dict[str, Any] = {
     "run": {"name": "tiny", "device": "cpu", "num_threads": 1, "checkpoint_every": 1, "log_every": 1},
     "stages": [

@@ -17,6 +17,8 @@ import linearize
 from linearize.cli.app import app
 from linearize.errors import LinearizeError
 
+pytestmark = pytest.mark.slow
+
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "run_folder"
 RUN = Path("runs/old")
 FILES = (

@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 from linearize.cli.app import app
 
+pytestmark = pytest.mark.slow
+
 NO_QUESTIONS: dict[str, Any] = {"evaluate.benchmarks": []}
 
 

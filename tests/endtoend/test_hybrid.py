@@ -12,6 +12,8 @@ from torch import Tensor
 
 import linearize
 
+pytestmark = pytest.mark.slow
+
 HYBRID = {
     "student.layout": {"type": "every", "keep": 4},
     "stages.align-new.sites": "all",

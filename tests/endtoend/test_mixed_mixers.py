@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 import linearize
 
+pytestmark = pytest.mark.slow
+
 MIXED = {
     "student.sites": [
         {"sites": "0-1", "mixer": {"type": "sliding_window", "window": 8}},

@@ -13,6 +13,8 @@ from linearize import api
 from linearize.distill.seeding import seed_student
 from linearize.student.convert import linearized_sites
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_run_of_no_steps_saves_the_seeded_student(demo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = {**{f"stages.{name}.steps": 0 for name in demo.stages}, "evaluate.benchmarks": []}

@@ -17,6 +17,8 @@ import linearize
 from linearize.distill import loop
 from linearize.errors import RunError
 
+pytestmark = pytest.mark.slow
+
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "run_folder"
 RUN = Path("runs/old")
 

@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 import linearize
 from linearize.cli.app import app
 
+pytestmark = pytest.mark.slow
+
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "run_folder"
 
 

@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
 
 
 def test_two_processes_make_one_run_and_one_of_them_writes(demo: Any, reference: Path, tmp_path: Path) -> None:

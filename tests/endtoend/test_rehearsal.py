@@ -17,6 +17,8 @@ from linearize.errors import PluginError, RunError
 from linearize.files.run_folder import RunFolder
 from linearize.protocols import AttentionSite, AttentionWeights
 
+pytestmark = pytest.mark.slow
+
 
 def trained_steps(cwd: Path) -> list[Path]:
     return sorted((cwd / "runs").rglob("metrics.jsonl"))

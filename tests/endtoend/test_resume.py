@@ -21,6 +21,8 @@ from typer.testing import CliRunner
 
 from linearize.cli.app import app
 
+pytestmark = pytest.mark.slow
+
 # In the order in which a run gets there: seeding; a step, a checkpoint half written and one not yet in its place, in
 # each stage; answers half written; the student and the report not yet in their places.
 TARGETS: tuple[dict[str, Any], ...] = (

@@ -17,6 +17,8 @@ from linearize.protocols.conversation import Conversation
 from linearize.recipe.load import LoadedRecipe, load_recipe
 from linearize.recipe.toml import read_tables
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 LOOKED_AT = 400
 """Conversations of each stream; what makes all others differ is tested with the streams themselves."""

@@ -18,6 +18,8 @@ from linearize.plugin.discovery import Plugins
 from linearize.plugin.specs import BenchmarkSpec, TeacherSpec
 from linearize.testing.numbers import ROUNDING
 
+pytestmark = pytest.mark.slow
+
 TASKS = ("attribute", "album", "recall")
 """One picture, several pictures, none."""
 

@@ -43,8 +43,15 @@ def test_the_newest_set_has_a_release_of_every_dependency_and_it_is_admitted() -
         assert one.specifier.contains(newest[name]), name
 
 
+def test_transformers_is_admitted_up_to_the_minor_release_that_was_tested() -> None:
+    """It renames things at minor releases."""
+    tested = pins("constraints.txt")["transformers"]
+    upper = {part.operator: part.version for part in REQUIREMENTS["transformers"].specifier}["<"]
+    assert upper == f"{tested.major}.{tested.minor + 1}"
+
+
 def test_the_environment_of_the_oldest_releases_has_these() -> None:
-    if not (Path(sysconfig.get_path("purelib")) / "behind.pth").is_file():
+    if not (Path(sysconfig.get_path("purelib")) / "oldest.pth").is_file():
         pytest.skip("not that environment: `make test-oldest` makes it")
     oldest = pins("constraints-oldest.txt")
     assert {name: Version(version(name)) for name in oldest} == oldest

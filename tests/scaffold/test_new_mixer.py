@@ -17,6 +17,8 @@ from linearize.errors import PluginError
 from linearize.scaffold import mixer_files, new_mixer
 from linearize.testing import MixerConformance
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -15,6 +15,8 @@ from linearize.cli.app import app
 from linearize.errors import PluginError
 from linearize.scaffold import new_mixer, new_teacher, teacher_files
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 # That the tests of a new package pass before a line was changed: tests/scaffold/test_write_a_teacher.py.

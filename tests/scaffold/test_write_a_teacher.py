@@ -17,6 +17,8 @@ from linearize.scaffold import teacher_files
 from linearize.student.state import CACHE_NAME
 from linearize.testing import TeacherConformance
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "write_a_teacher.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"(?:^`([\w/.]+)`\n\n)?^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)

@@ -29,6 +29,8 @@ from linearize.student.convert import convert, set_linear
 from linearize.student.mixers import build_mixer
 from linearize.student.modeling import load_student, save_student
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = """
 import sys

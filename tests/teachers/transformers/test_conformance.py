@@ -17,6 +17,8 @@ from transformers.utils import is_torchvision_available
 from linearize.protocols import TeacherAdapter
 from linearize.testing import TeacherConformance
 
+pytestmark = pytest.mark.slow
+
 TEXT = [family.model_type for family in FAMILIES if not family.image]
 APART = ("mllama",)
 VISION = [family.model_type for family in FAMILIES if family.image and family.model_type not in APART]

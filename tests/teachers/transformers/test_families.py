@@ -29,6 +29,8 @@ from linearize.student.modeling import load_student, save_student
 from linearize.student.site import SiteCapture
 from linearize.testing.numbers import ROUNDING
 
+pytestmark = pytest.mark.slow
+
 CHANGE_LOGITS = {"gemma2", "cohere", "cohere2", "granite", "chameleon"}
 """Families whose forward does something behind the output projection in every release of transformers."""
 SOMETIMES = {"paligemma"}

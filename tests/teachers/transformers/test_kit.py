@@ -20,6 +20,8 @@ from linearize.protocols.conversation import Conversation
 from linearize.student.state import CACHE_NAME
 from linearize.testing import TeacherConformance
 
+pytestmark = pytest.mark.slow
+
 
 class OfText(TeacherConformance):
     mixer = "mamba2"

@@ -52,9 +52,19 @@ class LinearizeError(Exception):
         super().__init__(f"{option}: {text}" if option else text)
         self.text, self.option, self.found = text, option, found
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Subclasses take other arguments than the text; a process hands an error to another as it is.
+        return _as_it_was, (type(self), self.args, self.__dict__)
+
     def problem(self, path: str) -> Problem:
         """The same as a problem of the component's table at ``path``."""
         return Problem(f"{path}.{self.option}" if self.option else path, self.text, self.found, self.code)
+
+
+def _as_it_was(kind: type[LinearizeError], arguments: tuple[Any, ...], attributes: dict[str, Any]) -> LinearizeError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(attributes)
+    return error
 
 
 class RecipeError(LinearizeError):

@@ -19,7 +19,7 @@ from linearize_mamba2.config import Mamba2Config
 from linearize_mamba2.mixer import DT_MAX, DT_MIN, Mamba2Mixer
 from torch import Tensor
 
-from linearize.ops.backends import BACKENDS, available_backends, choose
+from linearize.ops.backends import available_backends, choose, kernels_of
 from linearize.protocols import AttentionSite
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -66,7 +66,7 @@ class Sizes:
 
 def families_of(backend: str) -> list[str]:
     """The recurrences that a backend computes."""
-    kernels = next(found.kernels for found in BACKENDS if found.name == backend)
+    kernels = kernels_of(backend)
     return [family for family, operation in OPERATIONS.items() if operation in kernels]
 
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from linearize.errors import PluginError
+from linearize.errors import BackendError, PluginError
 from linearize.mixing.convolution import ShortConvolution
 from linearize.mixing.draw import fill_linear, fill_xavier
 from linearize.mixing.empty import without_tokens
@@ -192,9 +192,15 @@ class LinearMixer(nn.Module):
         Raises:
             BackendError: one that its options name cannot run there.
         """
-        choices = [] if self.operation is None else [self.recurrence(device)]
+        asked = {} if self.operation is None else {"backend": (self.operation, self.backend)}
         if self.config.conv_width:
-            choices.append(choose("conv", self.config.conv_backend, device))
+            asked["conv_backend"] = "conv", self.config.conv_backend
+        choices = []
+        for option, (operation, name) in asked.items():
+            try:
+                choices.append(choose(operation, name, device))
+            except BackendError as error:
+                raise BackendError(error.text, option=option, found=name) from None
         return [choice.describe() for choice in choices]
 
     def forward(

@@ -37,8 +37,10 @@ class ConvolutionOptions(Config):
     conv_activation: Literal["silu", "identity"] = Field(
         default="silu", description="What follows the convolution; not applied when conv_width is 0."
     )
-    conv_backend: Literal["auto", "torch", "fla", "causal_conv1d"] = Field(
-        default="auto", description="What computes the convolution; auto takes the best that is right on the device."
+    conv_backend: str = Field(
+        default="auto",
+        description="What computes the convolution; auto takes the best that is right on the "
+        "device; `linearize plugins` lists the others.",
     )
 
     @field_validator("conv_width")
@@ -79,8 +81,10 @@ class RotaryOptions(Config):
 class RecurrenceOptions(ChunkOptions):
     """What computes a recurrence that torch and fla have."""
 
-    backend: Literal["auto", "torch", "fla"] = Field(
-        default="auto", description="What computes the recurrence; auto takes the best that is right on the device."
+    backend: str = Field(
+        default="auto",
+        description="What computes the recurrence; auto takes the best that is right on the "
+        "device; `linearize plugins` lists the others.",
     )
 
 

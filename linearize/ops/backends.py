@@ -1,72 +1,27 @@
 """Which code computes a recurrence or a convolution on this machine: probed when first asked, chosen once, printable.
 
-The torch reference defines every operation; fla, mamba_ssm and causal_conv1d are faster ways to the same numbers.
-Operations: "gated" (:func:`linearize.ops.gated.gated_recurrence`), "ssd" (:func:`linearize.ops.gated.ssd_recurrence`),
-"channel_gated" (:func:`linearize.ops.channel_gated.channel_gated_recurrence`), "delta"
-(:func:`linearize.ops.delta.delta_recurrence`), "slots" (:func:`linearize.ops.slots.slot_attention`) and "conv"
-(:func:`linearize.ops.conv.causal_conv`); a backend's kernel takes and returns what the reference does.
+The torch reference defines every operation; kernels that plug-ins register (:class:`linearize.plugin.specs.KernelSpec`)
+are faster ways to the same numbers. Operations: "gated" (:func:`linearize.ops.gated.gated_recurrence`), "ssd"
+(:func:`linearize.ops.gated.ssd_recurrence`), "channel_gated"
+(:func:`linearize.ops.channel_gated.channel_gated_recurrence`), "delta" (:func:`linearize.ops.delta.delta_recurrence`),
+"slots" (:func:`linearize.ops.slots.slot_attention`) and "conv" (:func:`linearize.ops.conv.causal_conv`); a kernel takes
+and returns what the reference does.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 
-from linearize.errors import BackendError
+from linearize.errors import BackendError, did_you_mean
+from linearize.plugin.kernels import generation, registered_kernels
+from linearize.plugin.specs import KernelSpec, load_target
 
-INSTALL_HINT = "pip install 'linearize[cuda]' on a machine with a CUDA device"
-# flash-linear-attention issue 640: its gated backward is wrong on Hopper with these Triton versions; 3.7.1 ends it.
-FAULTY_TRITON = ((3, 4, 0), (3, 7, 1))
-HOPPER = 9
-
-
-@dataclass(frozen=True, slots=True)
-class Backend:
-    """One source of kernels.
-
-    Attributes:
-        kernels: operation -> "module:function"; importing the module imports the package.
-        package: what must be importable; empty: nothing.
-        distribution: the name whose version is printed.
-    """
-
-    name: str
-    kernels: Mapping[str, str]
-    package: str = ""
-    distribution: str = ""
-
-
-BACKENDS: tuple[Backend, ...] = (
-    Backend("fla", {
-        "gated": "linearize.ops.fla_kernels:gated_recurrence",
-        "ssd": "linearize.ops.fla_kernels:ssd_recurrence",
-        "channel_gated": "linearize.ops.fla_channel_kernels:channel_gated_recurrence",
-        "delta": "linearize.ops.fla_delta_kernels:delta_recurrence",
-        "slots": "linearize.ops.fla_slot_kernels:slot_attention",
-        "conv": "linearize.ops.fla_kernels:causal_conv",
-    }, "fla", "flash-linear-attention"),
-    Backend("mamba_ssm", {"ssd": "linearize.ops.mamba_ssm_kernels:ssd_recurrence"}, "mamba_ssm", "mamba-ssm"),
-    Backend("causal_conv1d", {
-        "conv": "linearize.ops.causal_conv1d_kernels:causal_conv",
-    }, "causal_conv1d", "causal-conv1d"),
-    Backend("torch", {
-        "gated": "linearize.ops.gated:gated_recurrence",
-        "ssd": "linearize.ops.gated:ssd_recurrence",
-        "channel_gated": "linearize.ops.channel_gated:channel_gated_recurrence",
-        "delta": "linearize.ops.delta:delta_recurrence",
-        "slots": "linearize.ops.slots:slot_attention",
-        "conv": "linearize.ops.conv:causal_conv",
-    }, "", "torch"),
-)  # fmt: skip
-"""In the order in which "auto" prefers them."""
+AUTO, REFERENCE = "auto", "torch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +31,7 @@ class Choice:
     Attributes:
         kernel: takes and returns what the torch reference of ``operation`` does.
         passed_over: backends that "auto" would have preferred, with the reason against each.
+        distribution: whose version is printed.
     """
 
     operation: str
@@ -83,11 +39,11 @@ class Choice:
     device: str
     kernel: Callable[..., Any]
     passed_over: Mapping[str, str]
+    distribution: str = ""
 
     def describe(self) -> str:
         """One line for the plan and the log: the backend, its version, and why no faster one."""
-        distribution = next(backend.distribution for backend in BACKENDS if backend.name == self.backend)
-        text = f"{self.operation} on {self.device}: {self.backend} {_version(distribution)}"
+        text = f"{self.operation} on {self.device}: {self.backend} {_version(self.distribution)}"
         if self.passed_over and self.device != "cpu":
             text += "; not " + "; not ".join(f"{name}: {why}" for name, why in self.passed_over.items())
         return text
@@ -96,18 +52,28 @@ class Choice:
 def available_backends(device: torch.device | str | None = None) -> dict[str, str]:
     """Every backend's name with the reason why it cannot be used on ``device``, empty for those that can.
 
-    ``device`` None: the CUDA device if there is one, else the CPU.
+    Of a backend with several kernels, the first reason against one. ``device`` None: the CUDA device if there is one,
+    else the CPU.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return {backend.name: _obstacle(backend.name, torch.device(device).type) for backend in BACKENDS}
+    found: dict[str, str] = {}
+    for spec in _by_preference(registered_kernels()):
+        found[spec.backend] = found.get(spec.backend) or "".join(_obstacle(spec, torch.device(device).type))
+    return found
+
+
+def kernels_of(backend: str) -> dict[str, str]:
+    """The operations that a backend computes -> "package.module:function" of its kernel."""
+    return {spec.operation: spec.build for spec in registered_kernels() if spec.backend == backend}
 
 
 def choose(operation: str, name: str, device: torch.device | str) -> Choice:
     """The kernel of backend ``name`` ("auto": the best that is right) for ``operation`` on ``device``.
 
     Raises:
-        BackendError: the named backend has no such operation or cannot run here; says why and what to do.
+        BackendError: the named backend has no such operation or cannot run here, or "auto" would pass over one that is
+            there and computes wrong numbers, for the slow reference; says why and what to do.
     """
     choice: Choice = getattr(_choices, _choice_name(operation, name, torch.device(device).type))
     return choice
@@ -120,82 +86,74 @@ class _Choices:
 _choices = _Choices()
 
 
-@torch.compiler.assume_constant_result
 def _choice_name(operation: str, name: str, device_type: str) -> str:
     """Where the choice lies, made now if it was not; run by the interpreter, not traced into a compiled graph."""
-    attribute = f"{operation} {name} {device_type}"
+    attribute = f"{operation} {name} {device_type} {generation()}"
     if not hasattr(_choices, attribute):
-        setattr(_choices, attribute, _choose(operation, name, device_type))
+        setattr(_choices, attribute, _choose(operation, name, device_type, registered_kernels()))
     return attribute
 
 
-@functools.cache
-def _choose(operation: str, name: str, device_type: str) -> Choice:
+# What torch.compiler.assume_constant_result sets; calling that imports the compiler, which takes seconds.
+_choice_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _choose(operation: str, name: str, device_type: str, kernels: tuple[KernelSpec, ...]) -> Choice:
+    able = [spec for spec in _by_preference(kernels) if spec.operation == operation]
+    names = [spec.backend for spec in able]
+    if name not in (AUTO, *names):
+        raise BackendError(
+            f"backend '{name}' does not compute '{operation}'; these do: {', '.join(sorted(names))}."
+            f"{did_you_mean(name, names)} Or use 'auto'."
+        )
     passed_over: dict[str, str] = {}
-    able = [backend for backend in BACKENDS if operation in backend.kernels]
-    if name not in ("auto", *(backend.name for backend in able)):
-        names = ", ".join(sorted(backend.name for backend in able))
-        raise BackendError(f"backend '{name}' does not compute '{operation}'; these do: {names}. Or use 'auto'.")
-    for backend in able:
-        if name not in ("auto", backend.name):
+    faults: dict[str, str] = {}
+    for spec in able:
+        if name not in (AUTO, spec.backend):
             continue
-        obstacle = _obstacle(backend.name, device_type)
-        if not obstacle:
-            return Choice(operation, backend.name, device_type, _load(backend.kernels[operation]), passed_over)
-        passed_over[backend.name] = obstacle
+        obstacle, fault = _obstacle(spec, device_type)
+        if fault:
+            faults[spec.backend] = fault
+        if obstacle or fault:
+            passed_over[spec.backend] = obstacle or fault
+            continue
+        if spec.backend == REFERENCE and faults:
+            break
+        return Choice(operation, spec.backend, device_type, spec.builder(), passed_over, spec.distribution)
+    if name == AUTO and faults:
+        backend, fault = next(iter(faults.items()))
+        raise BackendError(
+            f"backend 'auto' would take '{backend}' for '{operation}' on {device_type}, but {fault}. Put "
+            'that right, or set backend = "torch", which is right and slow'
+        )
     raise BackendError(
         f"backend '{name}' was asked for '{operation}' on {device_type}, but {passed_over[name]}. "
         f"Use backend 'auto' or 'torch', or put that right."
     )
 
 
-@functools.cache
-def _obstacle(name: str, device_type: str) -> str:
-    """Why a backend cannot be used on a kind of device; empty when it can."""
-    backend = next(backend for backend in BACKENDS if backend.name == name)
-    if not backend.package:
-        return ""
-    if device_type != "cuda":
-        return f"its kernels need a CUDA device, not {device_type}"
-    if not torch.cuda.is_available():
-        return "its kernels need a CUDA device, and this machine shows none"
-    for package in ("triton", backend.package):
-        if find_spec(package) is None:
-            return f"the package '{package}' is not installed ({INSTALL_HINT})"
+def _by_preference(kernels: tuple[KernelSpec, ...]) -> list[KernelSpec]:
+    return sorted(kernels, key=lambda spec: (-spec.preference, spec.backend))
+
+
+def _obstacle(spec: KernelSpec, device_type: str) -> tuple[str, str]:
+    """Why a kernel is not there, and what is wrong with one that is; both empty when it can be used."""
+    if not spec.obstacle:
+        return "", ""
     try:
-        triton_version = importlib.import_module("triton").__version__
-        fault = fla_gradient_fault(triton_version, torch.cuda.get_device_capability())
-        # On AMD the same numbers mean another chip.
-        if name == "fla" and fault and torch.version.hip is None:
-            return fault
-        for target in backend.kernels.values():
-            _load(target)
+        found = load_target(spec.obstacle, f"kernel '{spec.name}'")(spec.operation, device_type)
+        if not found:
+            spec.builder()
+    except BackendError as error:
+        return "", str(error)
     except Exception as error:
         # Kernel packages fail in many ways at import: missing compiled parts, driver mismatches, version checks.
-        return f"its import failed with {type(error).__name__}: {error}"
-    return ""
-
-
-def fla_gradient_fault(triton_version: str, capability: tuple[int, int]) -> str:
-    """Why fla's gated kernels would give wrong gradients with this Triton on this GPU; empty when they do not."""
-    numbers = tuple(int(part) for part in re.findall(r"\d+", triton_version)[:3])
-    low, high = FAULTY_TRITON
-    if capability[0] == HOPPER and low <= numbers < high:
-        return (
-            f"its gated kernels compute wrong gradients on Hopper GPUs with triton {triton_version} "
-            f"(flash-linear-attention issue 640); triton >= 3.7.1 is right: pip install -U 'triton>=3.7.1'"
-        )
-    return ""
-
-
-def _load(target: str) -> Callable[..., Any]:
-    module, _, function = target.partition(":")
-    loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    return loaded
+        return f"its import failed with {type(error).__name__}: {error}", ""
+    return str(found), ""
 
 
 def _version(distribution: str) -> str:
     try:
-        return version(distribution)
+        return version(distribution) if distribution else ""
     except PackageNotFoundError:
         return ""

@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from linearize.plugin.hookspecs import Register, hookimpl
-from linearize.plugin.specs import DataSpec, LayoutSpec, ObjectiveSpec, SeederSpec
+from linearize.plugin.specs import DataSpec, KernelSpec, LayoutSpec, ObjectiveSpec, SeederSpec
 
 MMMAMBA_PAPER = "https://arxiv.org/abs/2502.13145"
+
+REFERENCES = {
+    "gated": "linearize.ops.gated:gated_recurrence",
+    "ssd": "linearize.ops.gated:ssd_recurrence",
+    "channel_gated": "linearize.ops.channel_gated:channel_gated_recurrence",
+    "delta": "linearize.ops.delta:delta_recurrence",
+    "slots": "linearize.ops.slots:slot_attention",
+    "conv": "linearize.ops.conv:causal_conv",
+}
+"""Operation -> the torch code that defines it."""
 
 
 @hookimpl
@@ -52,3 +62,8 @@ def linearize_register(register: Register) -> None:
         name="hub_dataset", build="linearize.data.hub_dataset:HubDatasetSource",
         config="linearize.data.hub_dataset:HubDatasetConfig", source="https://huggingface.co/docs/datasets",
         summary="a dataset of the Hugging Face hub or a folder of one, with images and conversations"))  # fmt: skip
+    for operation, target in REFERENCES.items():
+        register(KernelSpec(
+            name=f"torch_{operation}", operation=operation, backend="torch", build=target, distribution="torch",
+            preference=0, source="https://pytorch.org",
+            summary=f"'{operation}' in plain torch: its definition"))  # fmt: skip

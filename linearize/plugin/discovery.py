@@ -16,8 +16,9 @@ import pluggy
 
 from linearize.errors import PluginError
 from linearize.plugin import builtin, hookspecs
+from linearize.plugin.kernels import announce, note_installed
 from linearize.plugin.registry import Registry
-from linearize.plugin.specs import Spec
+from linearize.plugin.specs import KernelSpec, Spec
 
 ENTRY_POINT_GROUP = "linearize"
 DISABLE_VARIABLE = "LINEARIZE_DISABLED_PLUGINS"
@@ -80,6 +81,7 @@ class Plugins:
         for name, (source, origin, version) in found.items():
             if name not in disabled:
                 plugins.load(name, source, origin, version)
+        note_installed()
         return plugins
 
     def load(self, name: str, source: _Source, origin: str, version: str) -> None:
@@ -107,7 +109,11 @@ class Plugins:
             raise PluginError(f"plug-in '{name}': {error}") from error
         others = [known for known in self._manager.get_plugins() if known is not plugin]
         self._manager.subset_hook_caller("linearize_register", others)(register=self.registry.registrar(name))
-        self.records.append(PluginRecord(name, origin, version, tuple(self.registry.by_owner(name))))
+        specs = tuple(self.registry.by_owner(name))
+        for spec in specs:
+            if isinstance(spec, KernelSpec):
+                announce(spec)
+        self.records.append(PluginRecord(name, origin, version, specs))
 
     def failures_hint(self) -> str:
         """A sentence about plug-ins that did not load, for messages about names that are missing."""

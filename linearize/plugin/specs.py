@@ -175,8 +175,33 @@ class FormatSpec(Spec):
     model_types: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelSpec(Spec):
+    """``build`` is the kernel itself: it takes and returns what the torch reference of ``operation`` does.
+
+    Attributes:
+        operation: what it computes, as :mod:`linearize.ops.backends` names it.
+        backend: what a recipe writes behind ``backend =``; one kernel for each operation of a backend.
+        obstacle: "package.module:function", called with operation and device type ("cuda") before ``build`` is
+            imported; it returns why the kernel cannot be used there, "" where it can, and raises BackendError where the
+            kernel is there and would compute wrong numbers. Without it the kernel runs everywhere.
+        distribution: the package whose version is printed with it.
+        preference: "auto" takes the usable kernel with the largest; the torch reference has 0.
+    """
+
+    kind: ClassVar[str] = "kernel"
+    protocol: ClassVar[str] = ""
+
+    operation: str
+    backend: str
+    obstacle: str = ""
+    distribution: str = ""
+    preference: int = 1
+
+
 KINDS: tuple[type[Spec], ...] = (
     TeacherSpec, MixerSpec, SeederSpec, LayoutSpec, ObjectiveSpec, ScheduleSpec, DataSpec, BenchmarkSpec, FormatSpec,
+    KernelSpec,
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from linearize.plugin.components import COMPONENT_KEY
 from linearize.plugin.discovery import Plugins
-from linearize.plugin.specs import KINDS, FormatSpec, Spec
+from linearize.plugin.specs import KINDS, FormatSpec, KernelSpec, Spec
 from linearize.recipe.compare_table import CompareTable
 from linearize.recipe.model import Recipe
 from linearize.recipe.schema import NOTHING, Schema, component_schema, model_schema
@@ -52,7 +52,7 @@ def recipe_reference(plugins: Plugins) -> str:
         lines += _table_section(model_schema(model, "", definitions), path, definitions)
     specs = [spec for record in plugins.records if record.origin in OWN_ORIGINS for spec in record.specs]
     for kind in KINDS:
-        if kind is not FormatSpec:
+        if kind not in (FormatSpec, KernelSpec):
             own = sorted((spec for spec in specs if type(spec) is kind), key=lambda spec: spec.name)
             lines += [f"## Components: {kind.kind}", "", *(line for spec in own for line in _component_section(spec))]
     return "\n".join(lines).rstrip() + "\n"

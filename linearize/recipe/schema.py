@@ -15,7 +15,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from linearize.errors import PluginError
 from linearize.plugin.components import COMPONENT_KEY
 from linearize.plugin.discovery import Plugins
-from linearize.plugin.specs import KINDS, FormatSpec, Spec
+from linearize.plugin.specs import KINDS, FormatSpec, KernelSpec, Spec
 from linearize.recipe.compare_table import CompareTable
 from linearize.recipe.model import Recipe
 
@@ -33,7 +33,7 @@ def recipe_schema(plugins: Plugins) -> Schema:
         "compare": model_schema(CompareTable, "", definitions),
     }
     for kind in KINDS:
-        if kind is not FormatSpec:
+        if kind not in (FormatSpec, KernelSpec):
             definitions[kind.kind] = _kind(plugins.registry.all(kind), definitions)
     schema = {"$schema": DIALECT, **whole, "title": "linearize recipe", "$defs": definitions}
     for part in _parts(schema):

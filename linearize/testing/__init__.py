@@ -14,8 +14,9 @@ pytest.register_assert_rewrite(
     )
 )
 
+from linearize.testing.kernels import check_kernel  # noqa: E402
 from linearize.testing.mixers import MixerConformance  # noqa: E402
 from linearize.testing.seeders import SeederConformance  # noqa: E402
 from linearize.testing.teacher import TeacherConformance  # noqa: E402
 
-__all__ = ["MixerConformance", "SeederConformance", "TeacherConformance"]
+__all__ = ["MixerConformance", "SeederConformance", "TeacherConformance", "check_kernel"]

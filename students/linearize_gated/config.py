@@ -49,6 +49,8 @@ class Hgrn2Config(ChunkOptions, MixerOptions):
         default="identity", description="What follows the convolution; the key has its sigmoid besides."
     )
     chunk_size: int = Field(default=32, ge=1, description=_CHUNK)
-    backend: Literal["auto", "torch", "fla"] = Field(
-        default="auto", description="What computes the recurrence; auto takes the best that is right on the device."
+    backend: str = Field(
+        default="auto",
+        description="What computes the recurrence; auto takes the best that is right on the "
+        "device; `linearize plugins` lists the others.",
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from linearize.mixing.options import ChunkOptions, MixerOptions, RotaryOptions
@@ -22,6 +20,8 @@ class Mamba2Config(ChunkOptions, RotaryOptions, MixerOptions):
         default=True,
         description="Write dt·k·vᵀ as Mamba-2 and mmMamba's code do; false: write k·vᵀ as mmMamba's paper prints.",
     )
-    backend: Literal["auto", "torch", "fla", "mamba_ssm"] = Field(
-        default="auto", description="What computes the recurrence; auto takes the best that is right on the device."
+    backend: str = Field(
+        default="auto",
+        description="What computes the recurrence; auto takes the best that is right on the "
+        "device; `linearize plugins` lists the others.",
     )

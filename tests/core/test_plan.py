@@ -146,7 +146,7 @@ def test_checking_reads_no_weight(tables: dict[str, Any], plugins: Plugins, tmp_
 
 def test_a_backend_that_cannot_run_here_is_a_problem_of_the_mixer(tables: dict[str, Any], plugins: Plugins) -> None:
     (problem,) = problems(tables, plugins, "run.device=cpu", "student.mixer.backend=mamba_ssm")
-    assert (problem.path, problem.code) == ("student.mixer", "backend")
+    assert (problem.path, problem.code) == ("student.mixer.backend", "backend")
     assert "'mamba_ssm'" in problem.text
 
 

@@ -26,7 +26,7 @@ def test_the_recipe_reference_has_every_component_of_the_repository() -> None:
     page = (DOCS / "recipe.md").read_text(encoding="utf-8")
     for record in Plugins.discover().records:
         for spec in record.specs:
-            assert spec.kind == "format" or f"### {spec.kind} `{spec.name}`\n" in page
+            assert spec.kind in ("format", "kernel") or f"### {spec.kind} `{spec.name}`\n" in page
 
 
 def test_the_plugin_page_lists_every_hook_with_its_arguments_and_no_other() -> None:

@@ -242,7 +242,7 @@ def adapters(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]
         module.__dict__.update(content)
         monkeypatch.setitem(sys.modules, name, module)
     for name in ADAPTERS:
-        monkeypatch.delitem(sys.modules, f"linearize.ops.{name}", raising=False)
-    yield {name: importlib.import_module(f"linearize.ops.{name}") for name in ADAPTERS}
+        monkeypatch.delitem(sys.modules, f"linearize_kernels.{name}", raising=False)
+    yield {name: importlib.import_module(f"linearize_kernels.{name}") for name in ADAPTERS}
     for name in ADAPTERS:
-        sys.modules.pop(f"linearize.ops.{name}", None)
+        sys.modules.pop(f"linearize_kernels.{name}", None)

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from linearize_kernels import usable
+from linearize_kernels.usable import fla_gradient_fault
 
-from linearize.errors import BackendError
-from linearize.ops.backends import available_backends, choose, fla_gradient_fault
+from linearize.errors import BackendError, PluginError, RecipeError
+from linearize.ops.backends import available_backends, choose
 from linearize.ops.channel_gated import channel_gated_recurrence
 from linearize.ops.conv import causal_conv
 from linearize.ops.delta import delta_recurrence
 from linearize.ops.gated import gated_recurrence, ssd_recurrence
 from linearize.ops.slots import slot_attention
+from linearize.plugin import kernels
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.hookspecs import hookimpl
+from linearize.plugin.specs import KernelSpec, MixerSpec
+from linearize.testing import MixerConformance, check_kernel
 
 
 @pytest.mark.parametrize(
@@ -74,3 +84,133 @@ def test_fla_is_refused_on_hopper_with_the_versions_of_triton_that_break_its_gra
 def test_importing_the_module_probes_nothing() -> None:
     code = "import sys, linearize.ops.backends; sys.exit(bool({'fla', 'triton', 'mamba_ssm'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.fixture
+def faulty_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a machine with a Hopper GPU and Triton 3.6.0 tells, with fla and no other kernels."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(usable, "find_spec", lambda name: None if name in ("mamba_ssm", "causal_conv1d") else name)
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.6.0"))
+    monkeypatch.setattr("linearize.ops.backends._choices", SimpleNamespace())
+
+
+@pytest.mark.usefixtures("faulty_hopper")
+@pytest.mark.parametrize("name", ["auto", "fla"])
+@pytest.mark.parametrize("operation", ["gated", "ssd", "channel_gated", "delta", "slots"])
+def test_kernels_with_wrong_gradients_are_refused_with_the_remedy_and_not_passed_over(
+    operation: str, name: str
+) -> None:
+    with pytest.raises(BackendError, match=r"wrong gradients on Hopper GPUs with triton 3.6.0.*'triton>=3.7.1'"):
+        choose(operation, name, "cuda")
+    assert choose(operation, "torch", "cuda").backend == "torch"
+
+
+@pytest.mark.usefixtures("faulty_hopper")
+def test_a_recipe_is_refused_at_check_where_its_kernels_would_give_wrong_gradients() -> None:
+    from linearize.api import check_recipe
+
+    recipe = {
+        "run": {"name": "tiny"}, "teacher": {"type": "hovle"}, "student": {"mixer": {"type": "gla"}},
+        "data": {"type": "glance"},
+        "stages": [{"name": "align", "objective": {"type": "layer_mse"}, "train": ["new"], "steps": 2, "lr": 1e-3}],
+    }  # fmt: skip
+    with pytest.raises(RecipeError) as caught:
+        check_recipe(recipe, (), Plugins.discover())
+    assert ("student.mixer.backend", "backend") in [(p.path, p.code) for p in caught.value.problems]
+
+
+def doubled_gated(*tensors: Any, **more: Any) -> Any:
+    """A stranger's kernel, which shows by its numbers that it ran."""
+    y, state = gated_recurrence(*tensors, **more)
+    return 2 * y, state
+
+
+def on_cpu_only(operation: str, device_type: str) -> str:
+    return "" if device_type == "cpu" else f"'{operation}' was written for CPUs"
+
+
+@pytest.fixture
+def strangers_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[KernelSpec]:
+    module = ModuleType("stranger_kernels")
+    module.doubled_gated, module.on_cpu_only = doubled_gated, on_cpu_only  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "stranger_kernels", module)
+    spec = KernelSpec(
+        name="swift_gated", operation="gated", backend="swift", build="stranger_kernels:doubled_gated",
+        obstacle="stranger_kernels:on_cpu_only", preference=30, source="https://example.org",
+    )  # fmt: skip
+    Plugins.discover().add(PluginOf(spec), name="stranger")
+    yield spec
+    kernels.withdraw(spec)
+
+
+class PluginOf:
+    def __init__(self, spec: KernelSpec) -> None:
+        self.spec = spec
+
+    @hookimpl
+    def linearize_register(self, register: Any) -> None:
+        register(self.spec)
+
+
+def test_a_strangers_kernel_is_preferred_named_and_gone_with_its_plug_in(strangers_kernel: KernelSpec) -> None:
+    before = choose("gated", "torch", "cpu")
+    for name in ("auto", "swift"):
+        assert choose("gated", name, "cpu").kernel is doubled_gated
+    assert choose("delta", "auto", "cpu").backend == "torch"
+    assert available_backends("cuda")["swift"] == "'gated' was written for CPUs"
+    with pytest.raises(BackendError, match="'swift' does not compute 'delta'"):
+        choose("delta", "swift", "cpu")
+    kernels.withdraw(strangers_kernel)
+    assert choose("gated", "auto", "cpu").kernel is before.kernel
+
+
+def test_a_mixer_runs_on_a_strangers_kernel(strangers_kernel: KernelSpec) -> None:
+    del strangers_kernel
+    spec = Plugins.discover().registry.get(MixerSpec, "retnet")
+    outputs = []
+    for backend in ("torch", "swift"):
+        config = spec.config_class().model_validate({"backend": backend, "output_norm": False, "gate": False})
+        mixer = spec.builder()(config, MixerConformance.site)
+        mixer.initialize("scratch", torch.Generator().manual_seed(0))
+        outputs.append(mixer(torch.ones(1, 3, 12))[0])
+    torch.testing.assert_close(outputs[1], 2 * outputs[0])
+
+
+def test_a_misspelt_backend_gets_its_did_you_mean() -> None:
+    with pytest.raises(BackendError, match=r"these do: fla, mamba_ssm, torch\. Did you mean 'mamba_ssm'"):
+        choose("ssd", "mamba_ssn", "cpu")
+
+
+def test_two_kernels_of_one_backend_and_operation_are_refused() -> None:
+    other = KernelSpec(name="x", operation="gated", backend="fla", build="a:b", source="https://example.org")
+    with pytest.raises(PluginError, match="kernel 'x' computes 'gated' for backend 'fla', as kernel 'fla_gated' does"):
+        Plugins.discover().add(PluginOf(other), name="stranger")
+
+
+def test_loading_the_kernels_plug_in_imports_no_torch() -> None:
+    load = "from linearize.plugin.discovery import Plugins; Plugins.discover()"
+    code = f"import sys; {load}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def gated_inputs() -> dict[str, Any]:
+    shapes = {"q_BTNK": (2, 9, 4, 5), "k_BTMK": (2, 9, 2, 5), "v_BTMV": (2, 9, 2, 3), "g_BTN": (2, 9, 4)}
+    generator = torch.Generator().manual_seed(0)
+    drawn = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return {**drawn, "g_BTN": -drawn["g_BTN"].exp(), "state_BNKV": torch.ones(2, 4, 5, 3)}
+
+
+def test_the_kit_passes_a_right_kernel_and_names_what_is_wrong_with_another() -> None:
+    def detached_decay(*, g_BTN: torch.Tensor, **more: Any) -> Any:
+        return gated_recurrence(**more, g_BTN=g_BTN.detach())
+
+    def by_small_chunks(**more: Any) -> Any:
+        return gated_recurrence(**more, chunk_size=2)
+
+    check_kernel("gated", by_small_chunks, gated_inputs(), 1e-5)
+    with pytest.raises(AssertionError, match="the gradient of g_BTN of 'gated'"):
+        check_kernel("gated", detached_decay, gated_inputs(), 1e-5)
+    with pytest.raises(AssertionError, match="output 0 of 'gated'"):
+        check_kernel("gated", lambda **more: doubled_gated(**more), gated_inputs(), 1e-5)

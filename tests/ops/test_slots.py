@@ -265,9 +265,9 @@ def adapter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
         module = ModuleType(name)
         module.__dict__.update(names)
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.delitem(sys.modules, "linearize.ops.fla_slot_kernels", raising=False)
-    yield through(importlib.import_module("linearize.ops.fla_slot_kernels").slot_attention)
-    sys.modules.pop("linearize.ops.fla_slot_kernels", None)
+    monkeypatch.delitem(sys.modules, "linearize_kernels.fla_slot_kernels", raising=False)
+    yield through(importlib.import_module("linearize_kernels.fla_slot_kernels").slot_attention)
+    sys.modules.pop("linearize_kernels.fla_slot_kernels", None)
 
 
 SEGMENTS = torch.tensor([[4, 4, 4, 1, 1, 2, 2, 2, 2], [8] * 9])

@@ -1,6 +1,6 @@
 """Mamba-2's recurrence by mamba_ssm's Triton kernels.
 
-Import only where :mod:`linearize.ops.backends` found mamba_ssm usable. Its state is [B, N, V, K], ours [B, N, K, V].
+Imported only where :mod:`linearize_kernels.usable` found mamba_ssm so. Its state is [B, N, V, K], ours [B, N, K, V].
 Letters as in :mod:`linearize.ops.gated`.
 """
 
@@ -31,8 +31,8 @@ def ssd_recurrence(
 ) -> tuple[Tensor, Tensor]:
     """See :func:`linearize.ops.gated.ssd_recurrence`; chunks are of 128 tokens."""
     heads, dtype = q_BTNK.shape[2], q_BTNK.dtype
-    if q_BTNK.shape[1] == 1:
-        if torch.is_grad_enabled():
+    if q_BTNK.shape[1] <= 1:
+        if torch.is_grad_enabled() or q_BTNK.shape[1] == 0:
             return torch_gated.ssd_recurrence(q_BTNK, k_BTMK, v_BTMV, dt_BTN, a_N, state_BNKV=state_BNKV)
         return _step(q_BTNK, k_BTMK, v_BTMV, dt_BTN, a_N, state_BNKV)
     segments = None

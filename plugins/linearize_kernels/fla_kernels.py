@@ -1,6 +1,6 @@
 """The gated recurrence and the short convolution by flash-linear-attention's Triton kernels.
 
-Import only where :mod:`linearize.ops.backends` found fla usable. Letters as in :mod:`linearize.ops.gated`.
+Imported only where :mod:`linearize_kernels.usable` found fla so. Letters as in :mod:`linearize.ops.gated`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from linearize.ops import conv as torch_conv
 from linearize.ops import gated as torch_gated
 from linearize.ops.conv import Activation
-from linearize.ops.fla_rows import call_kernel
+from linearize_kernels.fla_rows import call_kernel
 
 
 def gated_recurrence(
@@ -32,7 +32,7 @@ def gated_recurrence(
     """See :func:`linearize.ops.gated.gated_recurrence`; the kernel's own chunk size is used."""
     heads, dtype = q_BTNK.shape[2], q_BTNK.dtype
     single = q_BTNK.shape[1] == 1
-    if single and torch.is_grad_enabled():
+    if (single and torch.is_grad_enabled()) or q_BTNK.shape[1] == 0:
         return torch_gated.gated_recurrence(
             q_BTNK, k_BTMK, v_BTMV, g_BTN, write_BTN=write_BTN, scale=scale, state_BNKV=state_BNKV
         )
@@ -87,7 +87,7 @@ def causal_conv(
     Packed documents and single tokens go to the torch reference: the first because this kernel wants them in one row,
     the second because a launch costs more than the arithmetic.
     """
-    if segments_BT is not None or x_BTC.shape[1] == 1:
+    if segments_BT is not None or x_BTC.shape[1] <= 1:
         return torch_conv.causal_conv(
             x_BTC,
             weight_CW,

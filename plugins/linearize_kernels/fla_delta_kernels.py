@@ -1,6 +1,6 @@
 """The delta rule by flash-linear-attention's Triton kernels for DeltaNet, Gated DeltaNet and Kimi Delta Attention.
 
-Import only where :mod:`linearize.ops.backends` found fla usable. Letters as in :mod:`linearize.ops.delta`.
+Imported only where :mod:`linearize_kernels.usable` found fla so. Letters as in :mod:`linearize.ops.delta`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from fla.ops.kda import chunk_kda, fused_recurrent_kda
 from torch import Tensor
 
 from linearize.ops import delta as reference
-from linearize.ops.fla_rows import call_kernel
 from linearize.ops.gated import repeat_heads
+from linearize_kernels.fla_rows import call_kernel
 
 # fla 0.6.0: ops/kda/chunk.py and ops/common/chunk_delta_h.py refuse wider keys.
 WIDEST_KEY = 256
@@ -40,7 +40,7 @@ def delta_recurrence(
     """
     heads, dtype = q_BTNK.shape[2], q_BTNK.dtype
     is_single = q_BTNK.shape[1] == 1
-    if (is_single and torch.is_grad_enabled()) or q_BTNK.shape[3] > WIDEST_KEY:
+    if (is_single and torch.is_grad_enabled()) or q_BTNK.shape[1] == 0 or q_BTNK.shape[3] > WIDEST_KEY:
         return reference.delta_recurrence(
             q_BTNK, k_BTMK, v_BTMV, beta_BTN, g,
             scale=scale, state_BNKV=state_BNKV, segments_BT=segments_BT, chunk_size=chunk_size,

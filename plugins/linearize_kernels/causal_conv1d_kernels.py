@@ -1,6 +1,6 @@
 """The short convolution by the compiled kernels of causal-conv1d.
 
-Import only where :mod:`linearize.ops.backends` found causal_conv1d usable. Letters as in :mod:`linearize.ops.conv`.
+Imported only where :mod:`linearize_kernels.usable` found causal_conv1d so. Letters as in :mod:`linearize.ops.conv`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def causal_conv(
     """
     channels, width = weight_CW.shape
     fits = width in WIDTHS and channels % CHANNEL_MULTIPLE == 0
-    if not fits or segments_BT is not None or x_BTC.shape[1] == 1:
+    if not fits or segments_BT is not None or x_BTC.shape[1] <= 1:
         return torch_conv.causal_conv(
             x_BTC,
             weight_CW,

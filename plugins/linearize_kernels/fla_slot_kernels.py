@@ -1,6 +1,6 @@
 """Gated slot attention by flash-linear-attention's Triton kernels.
 
-Import only where :mod:`linearize.ops.backends` found fla usable. Letters as in :mod:`linearize.ops.slots`.
+Imported only where :mod:`linearize_kernels.usable` found fla so. Letters as in :mod:`linearize.ops.slots`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from fla.ops.gsa import chunk_gsa, fused_recurrent_gsa
 from torch import Tensor
 
 from linearize.ops import slots as reference
-from linearize.ops.fla_rows import Rows
+from linearize_kernels.fla_rows import Rows
 
 
 def slot_attention(
@@ -32,7 +32,7 @@ def slot_attention(
     """
     dtype = q_BTNK.dtype
     is_single = q_BTNK.shape[1] == 1
-    if is_single and torch.is_grad_enabled():
+    if (is_single and torch.is_grad_enabled()) or q_BTNK.shape[1] == 0:
         return reference.slot_attention(
             q_BTNK, k_BTMK, v_BTMV, write_BTMS, g_BTMS, scale=scale, slot_keys_BMKS=slot_keys_BMKS,
             slot_values_BMSV=slot_values_BMSV,

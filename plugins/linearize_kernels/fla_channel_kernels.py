@@ -1,6 +1,6 @@
 """The channel-gated recurrence by flash-linear-attention's Triton kernels for gated linear attention.
 
-Import only where :mod:`linearize.ops.backends` found fla usable. Letters as in :mod:`linearize.ops.channel_gated`.
+Imported only where :mod:`linearize_kernels.usable` found fla so. Letters as in :mod:`linearize.ops.channel_gated`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from fla.ops.gla import chunk_gla, fused_recurrent_gla
 from torch import Tensor
 
 from linearize.ops import channel_gated as reference
-from linearize.ops.fla_rows import call_kernel
 from linearize.ops.gated import repeat_heads
+from linearize_kernels.fla_rows import call_kernel
 
 
 def channel_gated_recurrence(
@@ -32,7 +32,7 @@ def channel_gated_recurrence(
     """
     heads, dtype = q_BTNK.shape[2], q_BTNK.dtype
     is_single = q_BTNK.shape[1] == 1
-    if is_single and torch.is_grad_enabled():
+    if (is_single and torch.is_grad_enabled()) or q_BTNK.shape[1] == 0:
         return reference.channel_gated_recurrence(
             q_BTNK, k_BTMK, v_BTMV, g_BTNK, write_BTN=write_BTN, scale=scale, state_BNKV=state_BNKV
         )

@@ -20,6 +20,7 @@ import linearize
 from linearize.cli.app import app
 from linearize.comparison.findings import ComparisonResult
 from linearize.errors import RunError
+from linearize.files.json_file import read_sealed, write_sealed
 from linearize.files.run_folder import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -164,9 +165,10 @@ def test_killed_inside_a_cell_and_typed_again_the_table_is_the_same(
     finished = (folder / "cells" / "pure" / "seed-0" / "done.json").stat().st_mtime_ns
     # The one that is left does not ask the teacher what the first has asked, or it would hear something else.
     heard = next((folder / "teacher" / "answers").glob("*recall*"))
-    told = json.loads(heard.read_text())
+    told = read_sealed(heard)
+    assert told is not None
     told["answers"][0]["answer"] = "told before"
-    heard.write_text(json.dumps(told))
+    write_sealed(heard, told)
     stage = folder / "cells" / "hybrid" / "seed-0" / "stages" / "3-distill"
     process = demo.start(tmp_path, ["compare", "mixers.toml"])
     try:

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import CompileConfig, GenerationConfig, StaticCache
+from transformers import GenerationConfig, StaticCache
 
 import linearize
 from linearize.plugin.discovery import Plugins
 from linearize.plugin.specs import MixerSpec
-from linearize.student.convert import linearized_sites, release_teacher
+from linearize.student import generation
+from linearize.student.convert import convert, linearized_sites, release_teacher, set_linear
+from linearize.student.mixers import build_mixer
+from linearize.testing.graphs import Graphs, compiled_by
 
 LAYOUTS = ("all", "hybrid")
+MIXERS = sorted(spec.name for spec in Plugins.discover().registry.all(MixerSpec) if spec.name != "toy")
 FIXED = {"cache_implementation": "static"}
-
-
-class Graphs:
-    """A compiler that runs each graph as it is and counts them."""
-
-    def __init__(self) -> None:
-        self.number = 0
-
-    def __call__(self, graph: torch.fx.GraphModule, example: Any) -> Any:
-        self.number += 1
-        return graph.forward
-
-    def __deepcopy__(self, memo: Any) -> Graphs:
-        return self  # generate() copies its options
 
 
 @pytest.fixture
@@ -41,10 +32,7 @@ def graphs() -> Iterator[Graphs]:
 
 
 def _compiled(graphs: Graphs) -> dict[str, Any]:
-    """What makes generate() compile its step on a CPU too; a break of the graph is an error."""
-    config = CompileConfig(backend=graphs, mode=None, fullgraph=True)
-    config._compile_all_devices = True
-    return {"compile_config": config}
+    return {"compile_config": compiled_by(graphs)}
 
 
 def _generate(model: Any, inputs: dict[str, Any], *, cache: Any = None, **options: Any) -> Tensor:
@@ -84,6 +72,29 @@ def test_a_step_is_one_graph_that_serves_longer_prompts_too(teacher: Any, layout
             expected = _generate(model, inputs, **options)
             found = _generate(model, inputs, **options, **FIXED, **ceiling, **_compiled(graphs))
             assert torch.equal(found, expected)
+    assert graphs.number == 1
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_every_mixer_decodes_in_one_graph(llama: Any, mixer: str, graphs: Graphs) -> None:
+    llama.sites = [dataclasses.replace(site, num_layers=4) for site in llama.sites]
+    model = _student(llama, "hybrid", mixer)
+    expected = _generate(model, llama.inputs)
+    assert torch.equal(_generate(model, llama.inputs, **FIXED, **_compiled(graphs)), expected)
+    assert graphs.number == 1
+
+
+def test_mixers_that_differ_from_site_to_site_decode_in_one_graph(llama: Any, graphs: Graphs) -> None:
+    names = ["gla", "mamba2", "swa_linear"]
+    specs = [Plugins.discover().registry.get(MixerSpec, name) for name in names]
+    mixers = {}
+    for site, spec in zip(llama.sites, specs, strict=False):
+        mixers[site.index] = build_mixer(spec, spec.config_class()(), site)
+        mixers[site.index].initialize("scratch", torch.Generator().manual_seed(2))
+    convert(llama.model, llama.sites, mixers)
+    set_linear(llama.model, mixers)
+    expected = _generate(llama.model, llama.inputs)
+    assert torch.equal(_generate(llama.model, llama.inputs, **FIXED, **_compiled(graphs)), expected)
     assert graphs.number == 1
 
 
@@ -168,3 +179,26 @@ def test_sizes_that_no_cache_can_have_are_refused(llama: Any) -> None:
     for change in (lambda: cache.batch_repeat_interleave(2), lambda: cache.batch_select_indices(torch.tensor([0]))):
         with pytest.raises(RuntimeError, match="number of rows of a cache of fixed size"):
             change()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("layout", "options", "is_fixed"),
+    [
+        ("all", {}, True),
+        ("all", {"num_beams": 2}, False),
+        ("all", {"disable_compile": True}, False),
+        ("all", {"cache_implementation": "dynamic"}, False),
+        ("hybrid", {}, False),
+    ],
+)
+def test_the_switch_fixes_the_size_where_nobody_asks_otherwise(
+    llama: Any, layout: str, options: dict[str, Any], is_fixed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hybrid is left alone: its kept attention would read all of a cache that is made for the longest answer."""
+    model = _student(llama, layout)
+    monkeypatch.setattr(generation, "ACCELERATORS", ("cpu",))
+    for on in (False, True):
+        monkeypatch.setattr(generation.StatefulGeneration, "static_on_accelerators", on)
+        output: Any = _generate(model, llama.inputs, return_dict_in_generate=True, **options)
+        assert isinstance(output.past_key_values, StaticCache) == (on and is_fixed)

@@ -8,6 +8,8 @@ from linearize_transformers.adapter import TransformersAdapter
 from linearize_transformers.support import TURN_END, Family
 from test_families import generate, make_student
 
+from linearize.testing.graphs import Graphs, compiled_by
+
 NO_FIXED_SIZE = {"paligemma"}
 """Families whose own decoder takes no mask that transformers makes for a cache of fixed size."""
 
@@ -35,3 +37,20 @@ def test_a_prompt_with_images_is_read_in_pieces(adapter: TransformersAdapter, fa
     for options in ({}, {"cache_implementation": "static"}):
         pieces = generate(student.model, batch.inputs, forbidden, do_sample=False, prefill_chunk_size=4, **options)
         assert torch.equal(pieces, whole)
+
+
+@pytest.mark.parametrize("family", ["smolvlm", "qwen2_5_vl", "qwen3_vl", "glm4v"], indirect=True)
+@pytest.mark.parametrize("layout", ["all", "every second"])
+def test_a_step_is_one_graph_for_answer_after_answer(adapter: TransformersAdapter, family: Family, layout: str) -> None:
+    """Positions with axes included, of which transformers must not make anew what a graph would depend on."""
+    torch._dynamo.reset()
+    graphs = Graphs()
+    student = make_student(adapter, layout)
+    batch = adapter.batch(student.conversations, for_generation=True)
+    forbidden = range(TURN_END + 1 + len(family.tokens))
+    growing = generate(student.model, batch.inputs, forbidden, do_sample=False)
+    for _ in range(2):
+        options = {"cache_implementation": "static", "compile_config": compiled_by(graphs)}
+        assert torch.equal(generate(student.model, batch.inputs, forbidden, do_sample=False, **options), growing)
+    assert graphs.number == 1
+    torch._dynamo.reset()

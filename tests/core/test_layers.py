@@ -10,7 +10,7 @@ import pytest
 
 CORE = Path(__file__).parents[2] / "linearize"
 LAYERS = (
-    "_version", "errors", "wording", "ops", "protocols", "files", "plugin", "mixing", "recipe", "plan", "data",
+    "_version", "errors", "wording", "protocols", "files", "plugin", "ops", "mixing", "recipe", "plan", "data",
     "student", "proof", "distill", "evaluate", "report", "pipeline", "comparison", "scaffold", "testing",
     "auto", "api", "cli", "__main__",
 )  # fmt: skip

@@ -21,8 +21,8 @@ TAKE_PLUGINS = {"api.py", "cli/app.py", "comparison/cells.py", "scaffold/__init_
 """What is called from outside: discovers plug-ins where none are handed to it."""
 OWN_PROCESS = {"comparison/worker.py", "comparison/decoding.py", "recipe/reference.py", "testing"}
 """Runs in a process of its own, or in a test of a plug-in."""
-WITHOUT_CONTEXT = {"plugin/components.py"}
-"""Options that are made in code, outside any recipe."""
+WITHOUT_CONTEXT = {"plugin/components.py", "plugin/kernels.py"}
+"""Options that are made in code, outside any recipe; kernels, which are the process's."""
 
 
 class Mine:

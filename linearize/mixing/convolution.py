@@ -38,7 +38,9 @@ class ShortConvolution(nn.Conv1d):
         self, x_BTC: Tensor, *, state_BCX: Tensor | None, valid_BT: Tensor | None, segments_BT: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """See :func:`linearize.ops.conv.causal_conv`: the output and the state [B, C, W-1] after the last token."""
-        convolved: tuple[Tensor, Tensor] = choose("conv", self.options.conv_backend, x_BTC.device).kernel(
+        convolved: tuple[Tensor, Tensor] = choose(
+            "conv", self.options.conv_backend, x_BTC.device, num_tokens=x_BTC.shape[1]
+        ).kernel(
             x_BTC, self.weight.squeeze(1), self.bias, activation=self.options.conv_activation, state_BCX=state_BCX,
             valid_BT=valid_BT, segments_BT=segments_BT,
         )  # fmt: skip

@@ -177,14 +177,17 @@ class LinearMixer(nn.Module):
             if hasattr(self, name):
                 getattr(self, name).weight.fill_(1.0)
 
-    def recurrence(self, device: torch.device | str) -> Choice:
+    def recurrence(self, device: torch.device | str, *, num_tokens: int = 0) -> Choice:
         """The kernel of ``operation`` that runs on ``device``.
+
+        Args:
+            num_tokens: T of the call; one token has kernels of its own, see :func:`linearize.ops.backends.choose`.
 
         Raises:
             BackendError: the backend cannot run there, or has no such operation.
         """
         assert self.operation is not None, f"{type(self).__name__} names no operation"
-        return choose(self.operation, self.backend, device)
+        return choose(self.operation, self.backend, device, num_tokens=num_tokens)
 
     def describe_backends(self, device: torch.device | str) -> list[str]:
         """One line for each kernel that this mixer runs on ``device``.

@@ -68,14 +68,21 @@ def kernels_of(backend: str) -> dict[str, str]:
     return {spec.operation: spec.build for spec in registered_kernels() if spec.backend == backend}
 
 
-def choose(operation: str, name: str, device: torch.device | str) -> Choice:
+def choose(operation: str, name: str, device: torch.device | str, *, num_tokens: int = 0) -> Choice:
     """The kernel of backend ``name`` ("auto": the best that is right) for ``operation`` on ``device``.
+
+    For a single token "auto" goes by ``KernelSpec.step_preference``, which most kernels leave below the reference's:
+    that is a few small operations, which a compiled step fuses with what stands around them.
+
+    Args:
+        num_tokens: T of the call; 0 where it is not known.
 
     Raises:
         BackendError: the named backend has no such operation or cannot run here, or "auto" would pass over one that is
             there and computes wrong numbers, for the slow reference; says why and what to do.
     """
-    choice: Choice = getattr(_choices, _choice_name(operation, name, torch.device(device).type))
+    is_step = name == AUTO and num_tokens == 1
+    choice: Choice = getattr(_choices, _choice_name(operation, name, torch.device(device).type, is_step))
     return choice
 
 
@@ -86,11 +93,11 @@ class _Choices:
 _choices = _Choices()
 
 
-def _choice_name(operation: str, name: str, device_type: str) -> str:
+def _choice_name(operation: str, name: str, device_type: str, is_step: bool) -> str:
     """Where the choice lies, made now if it was not; run by the interpreter, not traced into a compiled graph."""
-    attribute = f"{operation} {name} {device_type} {generation()}"
+    attribute = f"{operation} {name} {device_type} {is_step} {generation()}"
     if not hasattr(_choices, attribute):
-        setattr(_choices, attribute, _choose(operation, name, device_type, registered_kernels()))
+        setattr(_choices, attribute, _choose(operation, name, device_type, is_step, registered_kernels()))
     return attribute
 
 
@@ -98,8 +105,8 @@ def _choice_name(operation: str, name: str, device_type: str) -> str:
 _choice_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _choose(operation: str, name: str, device_type: str, kernels: tuple[KernelSpec, ...]) -> Choice:
-    able = [spec for spec in _by_preference(kernels) if spec.operation == operation]
+def _choose(operation: str, name: str, device_type: str, is_step: bool, kernels: tuple[KernelSpec, ...]) -> Choice:
+    able = [spec for spec in _by_preference(kernels, is_step) if spec.operation == operation]
     names = [spec.backend for spec in able]
     if name not in (AUTO, *names):
         raise BackendError(
@@ -132,8 +139,11 @@ def _choose(operation: str, name: str, device_type: str, kernels: tuple[KernelSp
     )
 
 
-def _by_preference(kernels: tuple[KernelSpec, ...]) -> list[KernelSpec]:
-    return sorted(kernels, key=lambda spec: (-spec.preference, spec.backend))
+def _by_preference(kernels: tuple[KernelSpec, ...], is_step: bool = False) -> list[KernelSpec]:
+    def rank(spec: KernelSpec) -> int:
+        return -spec.step_preference if is_step and spec.backend != REFERENCE else -spec.preference
+
+    return sorted(kernels, key=lambda spec: (rank(spec), spec.backend))
 
 
 def _obstacle(spec: KernelSpec, device_type: str) -> tuple[str, str]:

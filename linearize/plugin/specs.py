@@ -187,6 +187,8 @@ class KernelSpec(Spec):
             kernel is there and would compute wrong numbers. Without it the kernel runs everywhere.
         distribution: the package whose version is printed with it.
         preference: "auto" takes the usable kernel with the largest; the torch reference has 0.
+        step_preference: the same for a call with one token. A kernel that runs inside a compiled step and is faster
+            there than what the compiler makes of the reference gives a positive number.
     """
 
     kind: ClassVar[str] = "kernel"
@@ -197,6 +199,7 @@ class KernelSpec(Spec):
     obstacle: str = ""
     distribution: str = ""
     preference: int = 1
+    step_preference: int = -1
 
 
 KINDS: tuple[type[Spec], ...] = (

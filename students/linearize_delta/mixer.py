@@ -100,7 +100,7 @@ class DeltaNetMixer(LinearMixer):
                 beta_BTN = beta_BTN * valid_BT.unsqueeze(-1)
                 if g is not None:
                     g = g * valid_BT[(...,) + (None,) * (g.dim() - 2)]
-            y_BTNV, delta = self.recurrence(x_BTD.device).kernel(
+            y_BTNV, delta = self.recurrence(x_BTD.device, num_tokens=x_BTD.shape[1]).kernel(
                 q_BTNK, k_BTMK, v_BTMV, beta_BTN, g, state_BNKV=None if state is None else state["delta"],
                 segments_BT=segments_BT, chunk_size=self.config.chunk_size,
             )  # fmt: skip

@@ -141,7 +141,7 @@ class FeatureMapMixer(LinearMixer):
         write_BTN = None
         if valid_BT is not None:
             write_BTN = valid_BT.unsqueeze(-1).expand(q_BTNF.shape[:3]).to(no_decay_BTN.dtype)
-        sums_BTNV, memory = self.recurrence(q_BTNK.device).kernel(
+        sums_BTNV, memory = self.recurrence(q_BTNK.device, num_tokens=q_BTNK.shape[1]).kernel(
             q_BTNF, k_BTMF, v_BTMV, no_decay_BTN, write_BTN=write_BTN,
             state_BNKV=None if state is None else state["memory"], segments_BT=segments_BT,
             chunk_size=self.config.chunk_size,

@@ -75,7 +75,7 @@ def remember(
     if valid_BT is not None:
         write_BTN = valid_BT.unsqueeze(-1).expand(q_BTNK.shape[:3]).to(g.dtype)
         g = g * (write_BTN if g.dim() == 3 else write_BTN.unsqueeze(-1))
-    y_BTNV, memory = mixer.recurrence(q_BTNK.device).kernel(
+    y_BTNV, memory = mixer.recurrence(q_BTNK.device, num_tokens=q_BTNK.shape[1]).kernel(
         q_BTNK, k_BTMK, v_BTMV, g, write_BTN=write_BTN, scale=mixer.site.key_dim**-0.5,
         state_BNKV=None if state is None else state["memory"], segments_BT=segments_BT, chunk_size=chunk_size,
     )  # fmt: skip

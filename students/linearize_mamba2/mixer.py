@@ -99,7 +99,7 @@ class Mamba2Mixer(LinearMixer):
             else:
                 write_BTN = None if valid_BT is None else valid_BT.unsqueeze(-1).expand_as(dt_BTN).to(dt_BTN.dtype)
                 decay = {"g_BTN": dt_BTN * a_N, "write_BTN": write_BTN}
-            y_BTNV, ssm = self.recurrence(x_BTD.device).kernel(
+            y_BTNV, ssm = self.recurrence(x_BTD.device, num_tokens=x_BTD.shape[1]).kernel(
                 q_BTNK, k_BTMK, v_BTMV, **decay, state_BNKV=None if state is None else state["ssm"],
                 segments_BT=segments_BT, chunk_size=self.config.chunk_size,
             )  # fmt: skip

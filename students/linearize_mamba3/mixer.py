@@ -156,7 +156,7 @@ class Mamba3Mixer(LinearMixer):
             angles_BTNP, angle_BNP = sum_angles(turns_BTNP, None if state is None else state["angle"])
             carried = None if state is None else Carried(state["ssm"], state["last_key"], state["last_value"])
             y_BTNV, carried = trapezoidal_recurrence(
-                self.recurrence(x_BTD.device).kernel,
+                self.recurrence(x_BTD.device, num_tokens=x_BTD.shape[1]).kernel,
                 turn(q_BTNK, angles_BTNP, style), turn(k_BTNK, angles_BTNP, style), v_BTMV, g_BTN, dt_BTN,
                 raw_own.sigmoid(), carried=carried, valid_BT=valid_BT, segments_BT=segments_BT,
                 chunk_size=self.config.chunk_size,

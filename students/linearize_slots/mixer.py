@@ -105,7 +105,7 @@ class GatedSlotAttention(LinearMixer):
         if valid_BT is not None:
             g_BTMS = g_BTMS * valid_BT[..., None, None]
         state = state or {}
-        y_BTNV, keys, values = self.recurrence(x_BTD.device).kernel(
+        y_BTNV, keys, values = self.recurrence(x_BTD.device, num_tokens=x_BTD.shape[1]).kernel(
             q_BTNK, k_BTMK, v_BTMV, -torch.expm1(g_BTMS), g_BTMS, scale=self.scale,
             slot_keys_BMKS=state.get("slot_keys"), slot_values_BMSV=state.get("slot_values"),
             segments_BT=segments_BT, chunk_size=self.config.chunk_size,

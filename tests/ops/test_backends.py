@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -164,6 +165,17 @@ def test_a_strangers_kernel_is_preferred_named_and_gone_with_its_plug_in(strange
         choose("delta", "swift", "cpu")
     kernels.withdraw(strangers_kernel)
     assert choose("gated", "auto", "cpu").kernel is before.kernel
+
+
+def test_one_token_is_the_references_unless_a_kernel_is_made_for_it(strangers_kernel: KernelSpec) -> None:
+    assert choose("gated", "auto", "cpu", num_tokens=2).backend == "swift"
+    assert choose("gated", "auto", "cpu", num_tokens=1).backend == "torch"
+    assert choose("gated", "swift", "cpu", num_tokens=1).backend == "swift"
+    kernels.withdraw(strangers_kernel)
+    for_steps = dataclasses.replace(strangers_kernel, step_preference=1)
+    Plugins.discover().add(PluginOf(for_steps), name="stranger")
+    assert choose("gated", "auto", "cpu", num_tokens=1).backend == "swift"
+    kernels.withdraw(for_steps)
 
 
 def test_a_mixer_runs_on_a_strangers_kernel(strangers_kernel: KernelSpec) -> None:

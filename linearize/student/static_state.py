@@ -182,9 +182,9 @@ def linear_sites(model: nn.Module) -> list[LinearizedAttention]:
 def static_cache(model: Any, batch_size: int, max_length: int) -> Cache:
     """A cache of fixed size for a student, to be passed to it as its cache; a compiled step can write to it.
 
-    Keys and values of kept sites and the states of linear ones are allocated at once. ``generate()`` makes such a
-    cache by itself with ``cache_implementation="static"``; one that is passed in can be kept for a next turn, or used
-    again after ``reset()``.
+    The states of linear sites are allocated at once, keys and values of kept ones with the first prompt. ``generate()``
+    makes such a cache by itself with ``cache_implementation="static"``; one that is passed in can be kept for a next
+    turn, or used again after ``reset()``.
 
     Args:
         batch_size: rows; with beams or several answers each, all of them.

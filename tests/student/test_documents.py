@@ -109,6 +109,15 @@ def test_attention_that_would_look_across_documents_is_refused(llama: Any, layou
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("teacher", ["smolvlm", "hovle"], indirect=True)
+@pytest.mark.parametrize("layout", ["all", "hybrid"])
+def test_two_towers_and_nested_decoders_read_documents_apart(teacher: Any, layout: str) -> None:
+    model = _student(teacher, layout)
+    packed = model(**WAYS["everything"], use_cache=False).logits
+    torch.testing.assert_close(packed, _alone(model), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
 def test_a_cache_keeps_the_attention_of_a_hybrid_from_parting_documents(llama: Any) -> None:
     model = _student(llama, "hybrid")
     with pytest.raises(ValueError, match="use_cache=False"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from linearize.distill.finite import not_finite
 from linearize.errors import RunError
 from linearize.files.names import file_sha256
 from linearize.files.owned_folder import give_default_modes
+from linearize.files.whole_file import flush
 
 KEPT = 2
 PREFIX = "step-"
@@ -62,10 +62,10 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         manifest = {"step": checkpoint.step, "sha256": hashes}
         (partial / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
         for path in partial.iterdir():
-            _flush(path)
+            flush(path)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        _flush(folder)
+        flush(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise RunError(
@@ -113,11 +113,3 @@ def _read(path: Path) -> Checkpoint:
 def _folders(folder: Path) -> list[Path]:
     named = re.compile(rf"{PREFIX}\d{{8,}}")  # not what somebody copied beside them
     return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir() and named.fullmatch(path.name))
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import glob
-import hashlib
 import json
 import os
 import secrets
@@ -18,6 +17,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from linearize.errors import CheckpointError
+from linearize.files.names import file_sha256
+from linearize.files.whole_file import flush
 
 MANIFEST = "linearize_files.json"
 FORMAT = 1
@@ -48,12 +49,12 @@ def replace_folder(folder: Path, write: Callable[[Path], None], earlier: Earlier
             written = [path for path in partial.rglob("*") if path.is_file() and path.name != MANIFEST]
             names = {path.relative_to(partial).as_posix(): path for path in sorted(written)}
             _refuse_others(folder, names.keys() - ours)
-            hashes = {name: _sha256(path) for name, path in names.items()}
+            hashes = {name: file_sha256(path) for name, path in names.items()}
             json.dump({"format": FORMAT, "sha256": hashes}, manifest, indent=1)
             manifest.flush()
             give_default_modes(written, like=partial / MANIFEST)
             for path in (*written, partial / MANIFEST, partial):
-                _flush(path)
+                flush(path)
             _swap(folder, partial, ours)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -125,7 +126,7 @@ def _swap(folder: Path, partial: Path, ours: Collection[str]) -> None:
     partial.rename(folder)
     if former.exists():
         _empty(former, folder, ours)
-    _flush(folder.parent)
+    flush(folder.parent)
 
 
 def _empty(former: Path, folder: Path, ours: Collection[str], prefix: str = "") -> None:
@@ -176,22 +177,9 @@ def _is_abandoned(partial: Path) -> bool:
 
 
 def _is_unchanged(path: Path, sha256: str) -> bool:
-    return not os.path.lexists(path) or (path.is_file() and not path.is_symlink() and _sha256(path) == sha256)
+    return not os.path.lexists(path) or (path.is_file() and not path.is_symlink() and file_sha256(path) == sha256)
 
 
 def _some(names: Collection[str]) -> str:
     first = sorted(names)[:4]
     return ", ".join(first) + (", ..." if len(names) > 4 else "")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -31,8 +31,7 @@ def written_whole(path: Path) -> Iterator[Path]:
             other.unlink(missing_ok=True)
     try:
         yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
+        flush(part)
         part.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -44,6 +43,15 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file whole."""
     with written_whole(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def flush(path: Path) -> None:
+    """Waits until a file, or the list of a folder's files, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _machine() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -72,7 +71,6 @@ def run_pipeline(
         stack.enter_context(disk_errors(folder.path))
         if is_first:
             stack.enter_context(folder.locked())
-        if is_first:
             for change in folder.claim(recipe):
                 display.note(f"the recipe changed: {change}")
         if folder.is_whole():
@@ -134,10 +132,8 @@ def _same_teacher(folder: RunFolder, model: nn.Module) -> str:
         RunError: the run began with other ones. The recipe names the teacher's files, and their content may change.
     """
     found = hash_weights(model)
-    try:
-        before = json.loads(folder.seeding.read_text(encoding="utf-8")).get("teacher_sha256", found)
-    except (OSError, ValueError, AttributeError):
-        return found
+    seeding = read_json(folder.seeding)
+    before = seeding.get("teacher_sha256", found) if isinstance(seeding, dict) else found
     if before != found:
         raise RunError(
             f"{folder.path} was begun with another teacher: its weights had hash {before[:12]}, now {found[:12]}. "
@@ -216,11 +212,11 @@ def _first_key(recipe: LoadedRecipe) -> str:
 def _finished(path: Path, planned: StagePlan, model: nn.Module) -> dict[str, Any] | None:
     """The summary of a stage that is done, its result loaded into the model; None when there is work left."""
     summary = _summary(path)
-    # Damage is the loop's to tell, which then takes the stage's last steps again. The key is not compared: the folder
-    # was claimed for this recipe, and an older release made its keys of fewer options.
-    checkpoint, _ = read_latest(path / "checkpoints")
     if summary is None:
         return None
+    # Damage is the loop's to report, which then takes the stage's last steps again. The key is not compared: the folder
+    # was claimed for this recipe, and an older release made its keys of fewer options.
+    checkpoint, _ = read_latest(path / "checkpoints")
     if checkpoint is None or checkpoint.step != planned.stage.steps:
         return None
     load_mixer_tensors(model, checkpoint.weights)

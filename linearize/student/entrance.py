@@ -109,7 +109,7 @@ class Entrance:
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Reads the arguments of a call; the keywords with the documents added, or None: nothing to add."""
-        if self.inside is not None or (self._is_short(args, kwargs)):
+        if self.inside is not None or self._is_short(args, kwargs):
             return None
         if torch.compiler.is_compiling() and not self._may_tell(args, kwargs):
             return None

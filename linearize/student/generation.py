@@ -24,7 +24,8 @@ ACCELERATORS = ("cuda", "xpu")
 RAW_IMAGES = frozenset(getattr(generation_utils, "MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL", ("pixel_values",)))
 """What a model takes with the first tokens of a prompt alone."""
 
-_ended_B: ContextVar[RowsEnded | None] = ContextVar("rows_ended", default=None)
+_watching: ContextVar[RowsEnded | None] = ContextVar("rows_ended", default=None)
+"""The criteria of the ``generate()`` that runs now."""
 
 
 class RowsEnded(StoppingCriteriaList):
@@ -66,15 +67,15 @@ class StatefulGeneration(GenerationMixin):
             length = getattr(kwargs["generation_config"], "_mask_length", input_ids.shape[1])
             kwargs["attention_mask"] = input_ids.new_ones(len(input_ids), length)
         kwargs["stopping_criteria"] = watching = RowsEnded(criteria)
-        token = _ended_B.set(watching)
+        token = _watching.set(watching)
         try:
             return super()._sample(input_ids, *args, **kwargs)
         finally:
-            _ended_B.reset(token)
+            _watching.reset(token)
 
     def _update_model_kwargs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         updated: dict[str, Any] = super()._update_model_kwargs_for_generation(*args, **kwargs)
-        watching, mask_BS = _ended_B.get(), updated.get("attention_mask")
+        watching, mask_BS = _watching.get(), updated.get("attention_mask")
         if watching is not None and watching.ended_B is not None and mask_BS is not None:
             mask_BS[:, -1].masked_fill_(watching.ended_B.to(mask_BS.device), 0)  # a tensor of this call
         return updated

@@ -63,6 +63,7 @@ def test_planning_imports_nothing_that_trains_or_draws(recipe: Path, tmp_path: P
         (["plan", "a.toml"], True),
         (["compare", "a.toml", "--dry-run"], True),
         (["compare", "a.toml"], False),
+        (["check", "--help"], False),
         (["run", "a.toml"], False),
         (["--version"], False),
         ([], False),

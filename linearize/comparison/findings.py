@@ -18,8 +18,8 @@ from linearize.comparison.running import Failure
 from linearize.comparison.shared_options import Changes
 from linearize.evaluate.scores import Interval
 from linearize.files.json_file import read_json
-from linearize.report.branch_table import branch_warnings
 from linearize.report.records import StageRecord, read_run
+from linearize.report.sections import warnings_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class CellFinding:
         decode_rounds_ms: the same in each round of measuring; empty where it was not measured.
         dials: task -> its difficulties, easy first.
         stages: each seed's stages with their losses.
-        warnings: what each seed's report warns of in its mixers' branches.
+        warnings: what the evaluators warn of, each with its seed.
     """
 
     name: str
@@ -254,9 +254,7 @@ def _cell(cell: Cell, by_seed: Mapping[int, _Run], speed: Mapping[str, Any]) -> 
         decode_rounds_ms=tuple(measured.get("ms_by_round", ())),
         dials=_dials(runs, "retention"),
         stages=[run.stages for run in runs],
-        warnings=tuple(
-            f"seed {seed}: {text}" for seed, run in by_seed.items() for text in branch_warnings(run.results)
-        ),
+        warnings=tuple(f"seed {seed}: {text}" for seed, run in by_seed.items() for text in warnings_of(run.results)),
     )
 
 

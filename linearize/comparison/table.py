@@ -249,7 +249,7 @@ def terminal_table(result: ComparisonResult, width: int) -> RenderableType:
 
 
 def warning_lines(result: ComparisonResult) -> list[str]:
-    """A line per branch of a mixer that a run's student does not need."""
+    """A line for each thing that an evaluator warns of in a run's student."""
     return [f"warning: {cell.name}, {text}" for cell in result.cells for text in cell.warnings]
 
 

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from linearize.errors import DataError
 from linearize.evaluate.agreement import Agreement, measure_agreement
 from linearize.evaluate.answers import generate_answers
-from linearize.evaluate.branch_analysis import BranchMeasures, SiteSums, describe_branches, measure_branches
+from linearize.evaluate.evaluators import ask_evaluators
 from linearize.evaluate.examples import keep_examples
 from linearize.evaluate.scores import TaskScore, average_retention
-from linearize.files.json_file import read_sealed, write_json, write_sealed
+from linearize.evaluate.stored_work import asked_of, same_work
+from linearize.files.json_file import write_json, write_sealed
 from linearize.files.names import file_name
-from linearize.student.branches import branch_names, without_branch
+from linearize.protocols.evaluator import Answer, AnsweredTask
 from linearize.student.convert import teacher_route
 
 if TYPE_CHECKING:
+    from linearize.plugin.components import ResolvedComponent
     from linearize.protocols import Benchmark, TeacherAdapter
     from linearize.protocols.conversation import Conversation
 
@@ -42,10 +44,6 @@ class Asked:
     name: str
     difficulty: int | None
     questions: Sequence[Conversation]
-
-    def first(self, count: int) -> Asked:
-        """The same with its first ``count`` questions alone."""
-        return replace(self, questions=[self.questions[index] for index in range(min(count, len(self.questions)))])
 
     def file(self, folder: Path, what: str) -> Path:
         """Where the results of ``what`` ("teacher", "student" or "agreement") are kept."""
@@ -75,7 +73,7 @@ def evaluate(
     progress: Progress | None = None,
     dial_questions: int = 0,
     num_examples: int = 3,
-    branch_questions: int = 0,
+    evaluators: Mapping[str, ResolvedComponent] | None = None,
     key: str = "",
     shared: SharedAnswers | None = None,
 ) -> dict[str, Any]:
@@ -86,7 +84,7 @@ def evaluate(
         folder: holds one file per finished piece of work, every answer included; what is there is not asked again.
         dial_questions: questions per position of a difficulty dial; 0 turns no dial.
         num_examples: questions per task that are kept with image and both answers.
-        branch_questions: questions per task by which the branches of a student that has some are measured.
+        evaluators: further looks at the student, by the name that the results give each.
         key: names the weights; stored work under another key, or of other questions, is done anew.
         shared: where the teacher's answers are looked for, and put, besides; None: in ``folder`` alone.
 
@@ -94,23 +92,21 @@ def evaluate(
         tasks.<name>: teacher, student (shares of right answers), retention (None where the teacher's is 0), questions,
         teacher_interval, student_interval, retention_interval (95 %), kl, top1_agreement; average_retention and
         average_retention_interval over the tasks; kl (teacher || student, nats per answer token) and top1_agreement
-        over all answer tokens; answer_tokens; dials.<name>: one row per difficulty; branches, None for a student
-        without any: questions, whole (kl, top1_agreement, student: share of right answers, site_error: squared error
-        over variance, mean over sites) and each.<name>: share of what the sites give, sites (the same by site), and
-        without, which is like whole.
+        over all answer tokens; answer_tokens; dials.<name>: one row per difficulty; evaluators.<name>: results and
+        section of each that found something to measure.
 
     Raises:
         DataError: there is no benchmark, or a task without questions.
+        PluginFault: an evaluator fails, or gives something else than its protocol says.
     """
     asked = list_questions(benchmarks, dial_questions)
-    names = branch_names(model) if branch_questions else ()
-    looked_at = [item.first(branch_questions) for item in asked if item.difficulty is None] if names else []
-    counter = _Counter(progress, _passes(asked) + (1 + len(names)) * sum(len(item.questions) for item in looked_at))
+    counter = _Counter(progress, _passes(asked))
     work = _Work(model, adapter, batch_size, max_new_tokens, folder, key, shared, counter)
     tasks: dict[str, dict[str, Any]] = {}
     dials: dict[str, list[dict[str, Any]]] = {}
     scores: list[TaskScore] = []
     examples: list[dict[str, Any]] = []
+    answered: list[AnsweredTask] = []
     total = Agreement()
     for item in asked:
         teacher, student = work.answers(item, "teacher"), work.answers(item, "student")
@@ -123,6 +119,7 @@ def evaluate(
         scores.append(score)
         tasks[item.name] = {**describe(score), "kl": agreement.kl, "top1_agreement": agreement.top1}
         examples += keep_examples(folder, item.name, item.questions, teacher, student, num_examples)
+        answered.append(AnsweredTask(item.name, item.benchmark, item.questions, _given(teacher), _given(student)))
     average = average_retention(scores)
     summary = {
         "tasks": tasks,
@@ -132,7 +129,17 @@ def evaluate(
         "top1_agreement": total.top1,
         "answer_tokens": total.tokens,
         "dials": dials,
-        "branches": work.branches(looked_at, names) if names else None,
+        "evaluators": ask_evaluators(
+            evaluators or {},
+            model,
+            adapter,
+            answered,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            folder=folder / "evaluators",
+            key=key,
+            progress=progress,
+        ),
     }
     write_json(folder / "examples.json", examples)
     write_sealed(folder / "summary.json", {"key": key, **summary})
@@ -217,23 +224,17 @@ class _Work:
     shared: SharedAnswers | None
     counter: _Counter
 
-    def answers(self, item: Asked, role: str, without: str = "") -> list[dict[str, Any]]:
-        """One {"answer", "correct"} per question of the teacher's or the student's route.
-
-        Args:
-            without: a branch that the student does without.
-        """
-        if without:
-            role = f"{role}-without-{without}"
-        label = f"{_label(item)}: {role.replace('-', ' ')} answers"
+    def answers(self, item: Asked, role: str) -> list[dict[str, Any]]:
+        """One {"answer", "correct"} per question of the teacher's or the student's route."""
+        label = f"{_label(item)}: {role} answers"
         identity = {**self._identity(item), "role": role, "max_new_tokens": self.max_new_tokens}
         places = [(item.file(self.folder, role), identity)]
         if self.shared is not None and role == "teacher":
             places.append((item.file(self.shared.folder, role), {**identity, "key": self.shared.key}))
-        stored = [_same(path, due) for path, due in places]
+        stored = [same_work(path, due) for path, due in places]
         answers: list[dict[str, Any]] | None = next((list(one["answers"]) for one in stored if one is not None), None)
         if answers is None:
-            answers = self._ask(item, role, label, without)
+            answers = self._ask(item, role, label)
         else:
             self.counter.add(label, len(item.questions))
         for (path, due), one in zip(places, stored, strict=True):
@@ -241,13 +242,8 @@ class _Work:
                 write_sealed(path, {**due, "answers": answers})
         return answers
 
-    def _ask(self, item: Asked, role: str, label: str, without: str) -> list[dict[str, Any]]:
-        route: AbstractContextManager[None] = nullcontext()
-        if role == "teacher":
-            route = teacher_route(self.model)
-        elif without:
-            route = without_branch(self.model, without)
-        with route:
+    def _ask(self, item: Asked, role: str, label: str) -> list[dict[str, Any]]:
+        with teacher_route(self.model) if role == "teacher" else nullcontext():
             texts = generate_answers(
                 self.model, self.adapter, item.questions, batch_size=self.batch_size,
                 max_new_tokens=self.max_new_tokens, progress=lambda count: self.counter.add(label, count),
@@ -262,7 +258,7 @@ class _Work:
         label = f"{_label(item)}: agreement"
         path = item.file(self.folder, "agreement")
         identity = self._identity(item)
-        if (stored := _same(path, identity)) is not None:
+        if (stored := same_work(path, identity)) is not None:
             self.counter.add(label, len(item.questions))
             return Agreement(**stored["agreement"])
         agreement = measure_agreement(
@@ -272,42 +268,6 @@ class _Work:
         write_sealed(path, {**identity, "agreement": asdict(agreement)})
         return agreement
 
-    def branches(self, looked_at: Sequence[Asked], names: Sequence[str]) -> dict[str, Any]:
-        """What each branch of the student does, by the questions in ``looked_at``."""
-        questions = [question for item in looked_at for question in item.questions]
-        measures = self._branch_measures(questions)
-        right: dict[str | None, float] = {}
-        for name in (None, *names):
-            answers = [
-                answer
-                for item in looked_at
-                # The whole student has answered all questions, and the first of them are these.
-                for answer in (self._kept(item) if name is None else self.answers(item, "student", without=name))
-            ]
-            right[name] = sum(answer["correct"] for answer in answers) / len(answers)
-        return describe_branches(measures, len(questions), right)
-
-    def _kept(self, item: Asked) -> list[dict[str, Any]]:
-        stored = read_sealed(item.file(self.folder, "student")) or {}
-        return list(stored["answers"][: len(item.questions)])
-
-    def _branch_measures(self, questions: Sequence[Conversation]) -> BranchMeasures:
-        label, path = "branches", self.folder / "answers" / "branches.json"
-        identity = {"key": self.key, "questions": asked_of(questions)}
-        if (stored := _same(path, identity)) is not None:
-            self.counter.add(label, len(questions))
-            return BranchMeasures(
-                sites={int(index): SiteSums(**sums) for index, sums in stored["sites"].items()},
-                whole=Agreement(**stored["whole"]),
-                without={name: Agreement(**agreement) for name, agreement in stored["without"].items()},
-            )
-        measures = measure_branches(
-            self.model, self.adapter, questions, batch_size=self.batch_size,
-            progress=lambda count: self.counter.add(label, count),
-        )  # fmt: skip
-        write_sealed(path, {**identity, **asdict(measures)})
-        return measures
-
     def _identity(self, item: Asked) -> dict[str, Any]:
         return {
             "key": self.key, "benchmark": item.benchmark_name, "task": item.task, "difficulty": item.difficulty,
@@ -315,17 +275,8 @@ class _Work:
         }  # fmt: skip
 
 
-def asked_of(questions: Sequence[Conversation]) -> list[list[str]]:
-    """What tells whether stored results answer the same questions: id, last question and right answer of each."""
-    return [[item.id, item.turns[-1].question, item.turns[-1].answer] for item in questions]
-
-
-def _same(path: Path, identity: Mapping[str, Any]) -> Any:
-    """The stored work when it is the same work, else None."""
-    stored = read_sealed(path)
-    if stored is not None and all(stored.get(name) == value for name, value in identity.items()):
-        return stored
-    return None
+def _given(answers: Sequence[Mapping[str, Any]]) -> list[Answer]:
+    return [Answer(answer["answer"], answer["correct"]) for answer in answers]
 
 
 def _label(item: Asked) -> str:

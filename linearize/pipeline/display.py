@@ -16,7 +16,7 @@ from rich.text import Text
 
 from linearize.pipeline.streams import FallsSilent
 from linearize.plan.table import plan_tables
-from linearize.report.branch_table import branch_table
+from linearize.report.sections import read_sections, section_table
 from linearize.report.tables import mean_error, retention_table, verdict
 from linearize.wording import change, duration, percent, quantity, short_count
 
@@ -209,12 +209,12 @@ class ConsoleDisplay:
         self._line(f"{what}  done in {duration(self._clock() - started)}")
 
     def results(self, results: Mapping[str, Any], page: Path) -> None:
-        """The retention table, a sentence on it, and where the report lies; the sentence alone when brief."""
+        """The retention table, what evaluators show, a sentence, and where the report lies; brief: the sentence."""
         if results["tasks"] and not self._brief:
             self.console.print()
             self.console.print(retention_table(results))
-            if results.get("branches"):
-                self.console.print(branch_table(results))
+            for section in read_sections(results).values():
+                self.console.print(section_table(section))
         self._line(verdict(results))
         if self._brief:
             return

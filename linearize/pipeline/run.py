@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +28,14 @@ from linearize.pipeline.display import Display
 from linearize.pipeline.environment import describe_environment
 from linearize.pipeline.processes import processes, wait_for_first_process
 from linearize.plan.plan import Plan, StagePlan
+from linearize.plugin.components import ResolvedComponent
 from linearize.proof.teacher import prove_teacher
 from linearize.protocols import Batch, Conversation, DataSource, TeacherAdapter
 from linearize.recipe.load import LoadedRecipe
-from linearize.report.branch_table import branch_warnings
+from linearize.recipe.model import Component
 from linearize.report.page import write_report
 from linearize.report.results import write_results
+from linearize.report.sections import warnings_of
 from linearize.student.convert import linearized_sites
 from linearize.student.modeling import save_student
 
@@ -110,7 +112,7 @@ def run_pipeline(
             display.note(f"student saved: {folder.student}")
             write_report(folder.path)
             folder.finish(key)
-            for text in branch_warnings(results):
+            for text in warnings_of(results):
                 display.warn(text)
             display.results(results, folder.report / "index.html")
         else:
@@ -239,7 +241,8 @@ def _cast_mixers(recipe: LoadedRecipe, model: nn.Module) -> None:
 def _asking(recipe: LoadedRecipe, teacher_sha256: str, device: torch.device) -> str:
     """Names all that the teacher's answers depend on."""
     tables = recipe.tables()
-    return fingerprint([teacher_sha256, tables["teacher"], tables["evaluate"], tables["run"]["dtype"], device.type])
+    asked = {name: value for name, value in tables["evaluate"].items() if name != "evaluators"}
+    return fingerprint([teacher_sha256, tables["teacher"], asked, tables["run"]["dtype"], device.type])
 
 
 def _evaluate(
@@ -254,9 +257,7 @@ def _evaluate(
     table = recipe.recipe.evaluate
     if not table.benchmarks:
         return
-    types = [component.type for component in table.benchmarks]
-    names = [name if types.count(name) == 1 else f"{name}-{number + 1}" for number, name in enumerate(types)]
-    benchmarks = {name: recipe.components[f"evaluate.benchmarks.{number}"].build() for number, name in enumerate(names)}
+    benchmarks = {name: one.build() for name, one in _named(recipe, "benchmarks", table.benchmarks).items()}
     with display.evaluation() as progress:
         evaluate(
             model,
@@ -268,10 +269,17 @@ def _evaluate(
             progress=progress,
             dial_questions=table.dial_questions,
             num_examples=table.num_examples,
-            branch_questions=table.branch_questions,
+            evaluators=_named(recipe, "evaluators", table.evaluators),
             key=key,
             shared=shared,
         )
+
+
+def _named(recipe: LoadedRecipe, key: str, tables: Sequence[Component]) -> dict[str, ResolvedComponent]:
+    """The components of a list of the evaluation by the names that the results give them."""
+    types = [table.type for table in tables]
+    names = [name if types.count(name) == 1 else f"{name}-{number + 1}" for number, name in enumerate(types)]
+    return {name: recipe.components[f"evaluate.{key}.{number}"] for number, name in enumerate(names)}
 
 
 def _scores(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,7 +58,9 @@ def check_draft(draft: Draft) -> CheckedRecipe:
         with draft.telling("data"):
             source.fit_to(adapter.num_tokens)
     for path in [path for path in draft.components if path.startswith("evaluate.")]:
-        try_benchmark(draft, path, _build(draft, path), adapter)
+        built = _build(draft, path)
+        if path.startswith("evaluate.benchmarks."):
+            try_benchmark(draft, path, built, adapter)
     recipe = finish_draft(draft)
     assert adapter is not None
     assert linear is not None

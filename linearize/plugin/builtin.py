@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from linearize.plugin.hookspecs import Register, hookimpl
-from linearize.plugin.specs import DataSpec, KernelSpec, LayoutSpec, ObjectiveSpec, SeederSpec
+from linearize.plugin.specs import DataSpec, EvaluatorSpec, KernelSpec, LayoutSpec, ObjectiveSpec, SeederSpec
 
 MMMAMBA_PAPER = "https://arxiv.org/abs/2502.13145"
 
@@ -20,7 +20,7 @@ REFERENCES = {
 
 @hookimpl
 def linearize_register(register: Register) -> None:
-    """Layouts, seeders, objectives and the data sources of files."""
+    """Layouts, seeders, objectives, the data sources of files, an evaluator, and what kernels are measured against."""
     register(LayoutSpec(
         name="all", build="linearize.plan.layouts:AllLinear", source=MMMAMBA_PAPER,
         summary="every site becomes linear"))  # fmt: skip
@@ -62,6 +62,10 @@ def linearize_register(register: Register) -> None:
         name="hub_dataset", build="linearize.data.hub_dataset:HubDatasetSource",
         config="linearize.data.hub_dataset:HubDatasetConfig", source="https://huggingface.co/docs/datasets",
         summary="a dataset of the Hugging Face hub or a folder of one, with images and conversations"))  # fmt: skip
+    register(EvaluatorSpec(
+        name="branches", build="linearize.evaluate.branches.evaluator:Branches",
+        config="linearize.evaluate.branches.config:BranchesConfig", source="https://arxiv.org/abs/2510.05901",
+        summary="what each branch of a student's mixers does, and what is lost without it"))  # fmt: skip
     for operation, target in REFERENCES.items():
         register(KernelSpec(
             name=f"torch_{operation}", operation=operation, backend="torch", build=target, distribution="torch",

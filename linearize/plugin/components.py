@@ -60,9 +60,13 @@ class ResolvedComponent:
             require_members(built, load_target(self.spec.protocol, self.title), self.title)
         return built
 
-    def guarded(self) -> AbstractContextManager[None]:
-        """Inside, code of the component runs: what escapes from it becomes a message that names the plug-in."""
-        return guarded(self.title, self.spec.package())
+    def guarded(self, *, may_refuse: bool = True) -> AbstractContextManager[None]:
+        """Inside, code of the component runs: what escapes from it becomes a message that names the plug-in.
+
+        Args:
+            may_refuse: see ``linearize.plugin.guard.guarded``.
+        """
+        return guarded(self.title, self.spec.package(), may_refuse=may_refuse)
 
     def table(self) -> dict[str, Any]:
         """The component as a TOML table, defaults written out."""

@@ -20,10 +20,12 @@ UNFORESEEN = (UnicodeError, json.JSONDecodeError)
 
 
 @contextmanager
-def guarded(component: str, package: str) -> Iterator[None]:
+def guarded(component: str, package: str, *, may_refuse: bool = True) -> Iterator[None]:
     """Runs a component's code; what it refuses passes, anything else becomes a PluginFault.
 
     Args:
+        may_refuse: whether a ValueError is the component's answer to what a recipe asks, and passes. Once the recipe is
+            checked it is a fault like any other.
         component: what the message calls it, such as "layout 'thirds' of plug-in 'mine'".
         package: name of the package that its code is in, to find the line that failed.
     """
@@ -32,7 +34,7 @@ def guarded(component: str, package: str) -> Iterator[None]:
     except LinearizeError:
         raise
     except Exception as error:
-        if isinstance(error, ValueError) and not isinstance(error, UNFORESEEN):
+        if may_refuse and isinstance(error, ValueError) and not isinstance(error, UNFORESEEN):
             raise
         raise PluginFault(component, f"{type(error).__name__}: {error}", _place(error, package)) from error
 

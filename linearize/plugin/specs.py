@@ -162,6 +162,14 @@ class BenchmarkSpec(Spec):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluatorSpec(Spec):
+    """``build(config) -> Evaluator``: a further look at the finished student."""
+
+    kind: ClassVar[str] = "evaluator"
+    protocol: ClassVar[str] = "linearize.protocols:Evaluator"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FormatSpec(Spec):
     """``build(config) -> CheckpointFormat``: a student format that another project published.
 
@@ -203,8 +211,8 @@ class KernelSpec(Spec):
 
 
 KINDS: tuple[type[Spec], ...] = (
-    TeacherSpec, MixerSpec, SeederSpec, LayoutSpec, ObjectiveSpec, ScheduleSpec, DataSpec, BenchmarkSpec, FormatSpec,
-    KernelSpec,
+    TeacherSpec, MixerSpec, SeederSpec, LayoutSpec, ObjectiveSpec, ScheduleSpec, DataSpec, BenchmarkSpec,
+    EvaluatorSpec, FormatSpec, KernelSpec,
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from linearize.protocols.batch import TOKEN_IMAGE, TOKEN_PAD, TOKEN_TEXT, Batch
 from linearize.protocols.benchmark import Benchmark
 from linearize.protocols.conversation import IMAGE_MARK, Conversation, Turn
 from linearize.protocols.data import BadRecord, DataSource, LeavesOut, ShuffledSource
+from linearize.protocols.evaluator import Answer, AnsweredTask, EvaluatedStudent, Evaluator, Section
 from linearize.protocols.format import CheckpointFormat
 from linearize.protocols.layout import Layout
 from linearize.protocols.mixer import (
@@ -28,6 +29,8 @@ __all__ = [
     "TOKEN_IMAGE",
     "TOKEN_PAD",
     "TOKEN_TEXT",
+    "Answer",
+    "AnsweredTask",
     "AttentionSite",
     "AttentionWeights",
     "AveragingMixer",
@@ -39,6 +42,8 @@ __all__ = [
     "CheckpointFormat",
     "Conversation",
     "DataSource",
+    "EvaluatedStudent",
+    "Evaluator",
     "Layout",
     "LeavesOut",
     "Mixer",
@@ -46,6 +51,7 @@ __all__ = [
     "RemarkingMixer",
     "RepeatingMixer",
     "Schedule",
+    "Section",
     "SeedReport",
     "SeedStyle",
     "Seeder",

@@ -21,6 +21,7 @@ from linearize.plugin.problems import describe_validation, named_path
 from linearize.plugin.specs import (
     BenchmarkSpec,
     DataSpec,
+    EvaluatorSpec,
     LayoutSpec,
     MixerSpec,
     ObjectiveSpec,
@@ -30,8 +31,8 @@ from linearize.plugin.specs import (
     TeacherSpec,
 )
 from linearize.plugin.tables import Table, merge, merge_named
-from linearize.recipe.model import Component, Recipe, SiteMixerTable, Stage, StudentTable
-from linearize.recipe.toml import apply_override, read_tables
+from linearize.recipe.model import Component, EvaluateTable, Recipe, SiteMixerTable, Stage, StudentTable
+from linearize.recipe.toml import apply_override, read_tables, to_inline
 
 MIXER = "student.mixer"
 COMPONENT_TABLES: Mapping[str, type[Spec]] = {
@@ -42,6 +43,9 @@ COMPONENT_TABLES: Mapping[str, type[Spec]] = {
     "data": DataSpec,
     "schedule": ScheduleSpec,
 }
+
+
+BRANCH_QUESTIONS = "branch_questions"
 
 
 def site_mixer_path(number: int) -> str:
@@ -157,6 +161,7 @@ def draft_recipe(source: Path | str | Mapping[str, Any], overrides: Sequence[str
     _override(draft, filter(_is_of_schedule, overrides))
     _expand_schedule(draft)
     _override(draft, itertools.filterfalse(_is_of_schedule, overrides))
+    _read_branch_questions(draft)
     _check_core_tables(draft)
     for path, table, kind in _component_tables(draft.tables):
         resolved = _resolve_component(draft, path, table, kind)
@@ -210,6 +215,23 @@ def _override(draft: Draft, overrides: Iterable[str]) -> None:
 
 def _is_of_schedule(override: str) -> bool:
     return override.partition("=")[0].strip().split(".")[0] == "schedule"
+
+
+def _read_branch_questions(draft: Draft) -> None:
+    """Takes `evaluate.branch_questions`, the key of recipes from before evaluators, for what it stands for."""
+    evaluate = draft.tables.get("evaluate")
+    if not isinstance(evaluate, dict) or BRANCH_QUESTIONS not in evaluate:
+        return
+    questions, path = evaluate.pop(BRANCH_QUESTIONS), f"evaluate.{BRANCH_QUESTIONS}"
+    if isinstance(questions, bool) or not isinstance(questions, int) or questions < 0:
+        draft.tell(path, f"expected a number of questions, 0 or more; got {questions!r}", questions, "int_type")
+        return
+    meant = [{"type": "branches", "questions": questions}] if questions else []
+    if "evaluators" in evaluate:
+        text = f"is the older way to write evaluators = {to_inline(meant)}; got evaluate.evaluators besides. Keep one"
+        draft.tell(path, text, questions, "twice")
+    else:
+        evaluate["evaluators"] = meant
 
 
 def _expand_schedule(draft: Draft) -> None:
@@ -268,11 +290,12 @@ def _component_tables(tables: Table) -> Iterator[tuple[str, Table, type[Spec]]]:
         if isinstance(table, dict) and path != "schedule":
             yield path, table, kind
     yield from _listed_components(tables.get("stages"), "stages", "objective", ObjectiveSpec)
-    evaluate = tables.get("evaluate")
-    benchmarks = evaluate.get("benchmarks") if isinstance(evaluate, dict) else None
-    for number, table in enumerate(benchmarks if isinstance(benchmarks, list) else []):
-        if isinstance(table, dict):
-            yield f"evaluate.benchmarks.{number}", table, BenchmarkSpec
+    evaluate = tables.get("evaluate", {})
+    for key, listed in (("benchmarks", BenchmarkSpec), ("evaluators", EvaluatorSpec)):
+        items = evaluate.get(key, EvaluateTable.model_fields[key].default) if isinstance(evaluate, dict) else None
+        for number, table in enumerate(items if isinstance(items, Sequence) else ()):
+            if isinstance(table, dict):
+                yield f"evaluate.{key}.{number}", table, listed
 
 
 def _site_mixer_tables(draft: Draft) -> Iterator[tuple[str, Table]]:

@@ -11,6 +11,7 @@ from linearize.plugin.config import Config
 from linearize.plugin.specs import (
     BenchmarkSpec,
     DataSpec,
+    EvaluatorSpec,
     LayoutSpec,
     MixerSpec,
     ObjectiveSpec,
@@ -166,16 +167,15 @@ class EvaluateTable(Config):
     benchmarks: tuple[Annotated[Component, _table_of(BenchmarkSpec)], ...] = Field(
         default=(), description="question sets; none: the student is saved without a score"
     )
+    evaluators: tuple[Annotated[Component, _table_of(EvaluatorSpec)], ...] = Field(
+        default=(named("branches"),),
+        description="further looks at the student by these questions, each with its part of the report; they are not "
+        "taken without a benchmark",
+    )
     batch_size: int = Field(default=64, gt=0, description="questions answered together")
     max_new_tokens: int = Field(default=32, gt=0, description="longest answer in tokens")
     dial_questions: int = Field(
         default=0, ge=0, description="questions per position of a difficulty dial; 0: dials are not turned"
-    )
-    branch_questions: int = Field(
-        default=25,
-        ge=0,
-        description="questions per task by which the branches of a student whose mixers have some are told apart: "
-        "what each contributes, and what is lost without it; 0: no such look",
     )
     num_examples: int = Field(default=3, ge=0, description="questions per task that the report shows with both answers")
 

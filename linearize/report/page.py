@@ -16,9 +16,10 @@ from linearize.files.whole_file import write_text
 from linearize.plugin.components import component_title
 from linearize.protocols.conversation import IMAGE_MARK
 from linearize.recipe.site_ranges import site_ranges
-from linearize.report import branch_table, tables
+from linearize.report import tables
 from linearize.report.records import RunRecord, StageRecord, read_run
 from linearize.report.results import build_results
+from linearize.report.sections import read_sections
 from linearize.wording import change, counted, duration, percent, percent_interval, quantity, short_count
 
 TEMPLATE = "page.html.j2"
@@ -74,11 +75,7 @@ def render_page(run: RunRecord, results: Mapping[str, Any], charts: Mapping[str,
         charts=charts,
         tasks=results["tasks"],
         results=results,
-        branches={
-            "head": branch_table.HEAD,
-            "rows": branch_table.branch_rows(results),
-            "warnings": branch_table.branch_warnings(results),
-        },
+        sections=read_sections(results),
         averages={who: tables.mean_share(results, who) for who in ("teacher", "student")},
         stages=[_stage_row(stage) for stage in run.stages],
         bad_records=tables.bad_records_note(results),

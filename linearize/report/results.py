@@ -8,19 +8,22 @@ from typing import Any
 
 from linearize.files.json_file import write_json
 from linearize.report.records import RunRecord, read_run
+from linearize.report.sections import BRANCHES, evaluators_of
 
 EVALUATION_KEYS = (
     "tasks", "average_retention", "average_retention_interval", "kl", "top1_agreement", "answer_tokens", "dials",
-    "branches",
 )  # fmt: skip
 
 
 def build_results(run: RunRecord) -> dict[str, Any]:
     """The content of results.json; without an evaluation the tasks and dials are empty and their averages None."""
     evaluation = run.evaluation or {"tasks": {}, "dials": {}}
+    evaluators = evaluators_of(evaluation)
     return {
         "run": run.name,
         **{key: evaluation.get(key) for key in EVALUATION_KEYS},
+        "evaluators": evaluators,
+        BRANCHES: evaluators[BRANCHES]["results"] if BRANCHES in evaluators else None,
         "stages": [dict(stage.done) for stage in run.stages if stage.done is not None],
         "bad_records": dict(Counter(record["fault"] for record in run.bad_records).most_common()),
         "environment": dict(run.environment),

@@ -8,7 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from linearize.report.branch_table import CAPTION, HEAD, branch_rows, branch_warnings
+from linearize.report.sections import read_sections
 from linearize.wording import ABSENT, change, counted, duration, percent, percent_interval, quantity, short_count
 
 SETTLED = 0.9
@@ -56,10 +56,12 @@ def markdown_report(results: Mapping[str, Any], charts: Mapping[str, str]) -> st
             percent_interval(results.get("average_retention_interval")), "",
         )  # fmt: skip
         lines += [*_markdown_table(head, [*rows, average]), ""]
-    if results.get("branches"):
-        lines += ["## What each branch does", "", CAPTION.capitalize() + ".", ""]
-        lines += [*_markdown_table(HEAD, branch_rows(results)), ""]
-        lines += [f"**Warning:** {text}.\n" for text in branch_warnings(results)]
+    for section in read_sections(results).values():
+        lines += [f"## {section.title}", ""]
+        lines += [f"{section.caption[:1].upper()}{section.caption[1:]}.", ""] if section.caption else []
+        lines += [*_markdown_table(section.head, section.rows), ""] if section.rows else []
+        lines += [section.note, ""] if section.note else []
+        lines += [f"**Warning:** {text}.\n" for text in section.warnings]
     if results["stages"]:
         lines += ["## Stages", ""]
         head = ("stage", "objective", "steps", "tokens", "time", "trained parameters", "loss", "mean site error")
@@ -144,6 +146,6 @@ def mean_share(results: Mapping[str, Any], who: str) -> float | None:
 
 def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(" ".join(cell.replace("|", "\\|").split()) for cell in cells) + " |"
 
     return [line(head), line(["---", *["---:"] * (len(head) - 1)]), *map(line, rows)]

@@ -17,6 +17,7 @@ from linearize.plugin.hookspecs import Register, hookimpl
 from linearize.plugin.specs import (
     BenchmarkSpec,
     DataSpec,
+    EvaluatorSpec,
     LayoutSpec,
     MixerSpec,
     ObjectiveSpec,
@@ -32,7 +33,7 @@ QUESTION = Conversation((Turn("which?", "this"),))
 KINDS: dict[str, type[Spec]] = {
     "teacher": TeacherSpec, "student.mixer": MixerSpec, "student.layout": LayoutSpec, "student.seeder": SeederSpec,
     "data": DataSpec, "schedule": ScheduleSpec, "stages.align.objective": ObjectiveSpec,
-    "evaluate.benchmarks.0": BenchmarkSpec,
+    "evaluate.benchmarks.0": BenchmarkSpec, "evaluate.evaluators.0": EvaluatorSpec,
 }  # fmt: skip
 
 
@@ -84,7 +85,7 @@ def check(tables: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
         if path.startswith("stages"):
             tables["stages"][0]["objective"] = {"type": "odd"}
         elif path.startswith("evaluate"):
-            tables["evaluate"] = {"benchmarks": [{"type": "odd"}], "dial_questions": 1}
+            tables["evaluate"] = {path.split(".")[1]: [{"type": "odd"}], "dial_questions": 1}
         else:
             parent, _, key = path.rpartition(".")
             (tables[parent] if parent else tables)[key] = {"type": "odd"}

@@ -124,6 +124,30 @@ def test_warmup_and_decay_longer_than_the_stage_are_refused(tables: dict[str, An
     assert (problem.path, problem.found) == ("stages.align.lr_schedule", {"warmup": 0.7, "decay": 0.6})
 
 
+@pytest.mark.parametrize(("questions", "evaluators"), [(7, [{"type": "branches", "questions": 7}]), (0, [])])
+def test_branch_questions_of_older_recipes_say_which_evaluators_are_asked(
+    tables: dict[str, Any], plugins: Plugins, questions: int, evaluators: list[Any]
+) -> None:
+    loaded = load_recipe(tables, [f"evaluate.branch_questions={questions}"], plugins)
+    assert loaded.tables()["evaluate"]["evaluators"] == evaluators
+    assert "branch_questions" not in loaded.tables()["evaluate"]
+    older = {**tables, "evaluate": {"branch_questions": 25}}
+    assert load_recipe(older, [], plugins).tables() == load_recipe(tables, [], plugins).tables()
+
+
+def test_branch_questions_that_cannot_be_honoured_are_refused(tables: dict[str, Any], plugins: Plugins) -> None:
+    for given, code in ({"branch_questions": -1}, "int_type"), ({"branch_questions": 5, "evaluators": []}, "twice"):
+        (problem,) = problems({**tables, "evaluate": given}, plugins)
+        assert (problem.path, problem.code) == ("evaluate.branch_questions", code)
+
+
+def test_a_problem_of_an_evaluator_is_told_by_its_path(tables: dict[str, Any], plugins: Plugins) -> None:
+    tables["evaluate"] = {"evaluators": [{"type": "branches", "question": 3}, {"type": "branch"}]}
+    assert {(problem.path, problem.code) for problem in problems(tables, plugins)} == {
+        ("evaluate.evaluators.0.question", "unknown_key"), ("evaluate.evaluators.1.type", "unknown_name")
+    }  # fmt: skip
+
+
 def test_a_plugin_that_did_not_load_is_named_where_its_component_is_missing(tables: dict[str, Any]) -> None:
     class Broken:
         def load(self) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,13 @@ import pytest
 import torch
 from transformers import GenerationConfig, LlamaForCausalLM
 
-from linearize.evaluate.branch_analysis import measure_branches
+from linearize.evaluate.branches.measures import measure_branches
+from linearize.evaluate.branches.section import branch_section
 from linearize.evaluate.runner import evaluate
-from linearize.plugin.components import read_options
+from linearize.plugin.components import ResolvedComponent, read_options
 from linearize.plugin.discovery import Plugins
-from linearize.plugin.specs import MixerSpec
+from linearize.plugin.specs import EvaluatorSpec, MixerSpec
 from linearize.protocols import AttentionSite
-from linearize.report.branch_table import branch_rows, branch_warnings
 from linearize.student.branches import without_branch
 from linearize.student.convert import convert, linearized_sites, set_linear
 from linearize.student.mixers import build_mixer
@@ -62,7 +61,11 @@ def student(tiny_llama: LlamaForCausalLM) -> Student:
 @pytest.fixture
 def asked(adapter: Any, spelling: Any, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     def ask(model: Any, **options: Any) -> dict[str, Any]:
-        given = {"batch_size": 4, "max_new_tokens": 4, "branch_questions": 3, "folder": tmp_path, **options}
+        plugins = Plugins.discover()
+        spec = plugins.registry.get(EvaluatorSpec, "branches")
+        branches = ResolvedComponent(spec, read_options(spec.config_class(), {"questions": 3}, plugins), "core")
+        evaluators = {"branches": branches}
+        given = {"batch_size": 4, "max_new_tokens": 4, "evaluators": evaluators, "folder": tmp_path, **options}
         return evaluate(model, adapter, {"spelling": spelling(questions=5, dialled=False)}, **given)
 
     return ask
@@ -73,7 +76,7 @@ def test_a_branch_that_adds_nothing_is_reported_as_ignored(
     student: Student, asked: Any, dead: str, gates: tuple[float, float]
 ) -> None:
     summary = asked(student(window=gates[0], linear=gates[1]))
-    branches = summary["branches"]
+    branches, section = (summary["evaluators"]["branches"][part] for part in ("results", "section"))
     alive = "window" if dead == "linear" else "linear"
     assert branches["questions"] == 6
     assert branches["each"][dead]["share"] == 0
@@ -82,10 +85,10 @@ def test_a_branch_that_adds_nothing_is_reported_as_ignored(
     assert branches["each"][alive]["share"] == 1
     assert branches["each"][alive]["without"]["kl"] != branches["whole"]["kl"]
     warning = f"the student ignores its {dead} branch: it adds 0.0 % of what its sites put out"
-    assert [text for text in branch_warnings(summary) if "ignores" in text] == [warning]
-    rows = {row[0]: row for row in branch_rows(summary)}
-    assert rows[dead][1:3] == ("0.0 %", "2 of 2")
-    assert rows[alive][1:3] == ("100.0 %", "0 of 2")
+    assert [text for text in section["warnings"] if "ignores" in text] == [warning]
+    rows = {row[0]: row for row in section["rows"]}
+    assert rows[dead][1:3] == ["0.0 %", "2 of 2"]
+    assert rows[alive][1:3] == ["100.0 %", "0 of 2"]
 
 
 @torch.no_grad()
@@ -127,7 +130,7 @@ def test_a_branch_without_which_the_student_is_as_near_and_as_right_is_told_what
 
     def warnings(**changes: float) -> list[str]:
         branch = {"share": 0.3, "sites": {"0": 0.3}, "without": {**whole, **changes}}
-        return branch_warnings({"branches": {"questions": 9, "whole": whole, "each": {"linear": branch}}})
+        return list(branch_section({"questions": 9, "whole": whole, "each": {"linear": branch}}).warnings)
 
     told = "the student gains nothing by its linear branch: without it the KL to the teacher goes 0.500 → "
     assert warnings() == [told + "0.500 and right answers 80.0 % → 80.0 %"]
@@ -135,24 +138,32 @@ def test_a_branch_without_which_the_student_is_as_near_and_as_right_is_told_what
     assert warnings(kl=0.6) == warnings(student=0.7) == []
 
 
-def test_what_was_measured_is_not_measured_again(
+def test_a_look_that_was_stopped_goes_on_where_it_was_and_finds_the_same(
     student: Student, asked: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     model = student(window=1.0, linear=1.0)
-    seen: list[tuple[int, int]] = []
-    summary = asked(model, progress=lambda _, done, total: seen.append((done, total)))
-    assert seen[-1][0] == seen[-1][1], "every question is counted once a pass"
-    for name in ("generate_answers", "measure_branches", "measure_agreement"):
-        monkeypatch.setattr(f"linearize.evaluate.runner.{name}", lambda *_, **__: pytest.fail("asked again"))
-    again = asked(model)
-    assert json.loads(json.dumps(again)) == json.loads(json.dumps(summary))
-    assert (tmp_path / "answers" / "spelling.echo.student-without-linear.json").is_file()
+    seen: list[tuple[str, int, int]] = []
+    whole = asked(model, progress=lambda *call: seen.append(call), folder=tmp_path / "unbroken")
+    assert seen[-1] == ("branches", 18, 18), "6 questions, with all branches and without each"
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("linearize.evaluate.branches.evaluator.generate_answers", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            asked(model)
+    for name in ("runner.generate_answers", "runner.measure_agreement", "branches.evaluator.measure_branches"):
+        monkeypatch.setattr(f"linearize.evaluate.{name}", lambda *_, **__: pytest.fail("asked again"))
+    assert asked(model) == whole
+    monkeypatch.setattr("linearize.evaluate.branches.evaluator.generate_answers", stopped)
+    assert asked(model) == whole
 
 
-def test_no_look_at_branches_is_taken_where_none_is_asked_for_or_none_there(
-    student: Student, asked: Any, tiny_llama: LlamaForCausalLM
-) -> None:
-    assert asked(student(window=1.0, linear=1.0), branch_questions=0)["branches"] is None
+def test_a_student_without_branches_has_no_results_of_them(asked: Any, student: Student) -> None:
+    model = student(window=1.0, linear=1.0)
+    set_linear(model, [])
+    assert asked(model)["evaluators"] == {}
 
 
 def test_a_branch_that_no_site_has_is_refused_with_those_there_are(student: Student) -> None:

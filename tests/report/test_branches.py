@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from linearize.evaluate.branches.section import branch_section
 from linearize.pipeline.display import ConsoleDisplay
 from linearize.report.page import write_report
 from linearize.report.results import write_results
@@ -29,10 +31,14 @@ BRANCHES = {
 WARNING = "the student ignores its linear branch: it adds 0.4 % of what its sites put out"
 
 
-@pytest.fixture
-def branched_run(run_folder: Path) -> Path:
+EVALUATED = {"evaluators": {"branches": {"results": BRANCHES, "section": asdict(branch_section(BRANCHES))}}}
+OF_BEFORE_EVALUATORS = {"branches": BRANCHES}
+
+
+@pytest.fixture(params=[EVALUATED, OF_BEFORE_EVALUATORS], ids=["now", "before evaluators"])
+def branched_run(run_folder: Path, request: pytest.FixtureRequest) -> Path:
     path = run_folder / "evaluation" / "summary.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "branches": BRANCHES}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **request.param}))
     return run_folder
 
 

@@ -70,6 +70,15 @@ class BranchMeasures:
     whole: Agreement
     without: dict[str, Agreement]
 
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> BranchMeasures:
+        """What ``dataclasses.asdict`` made of the measures, back from JSON."""
+        return cls(
+            sites={int(index): SiteSums(**sums) for index, sums in stored["sites"].items()},
+            whole=Agreement(**stored["whole"]),
+            without={name: Agreement(**agreement) for name, agreement in stored["without"].items()},
+        )
+
 
 def measure_branches(
     model: Any,
@@ -129,7 +138,13 @@ def describe_branches(measures: BranchMeasures, questions: int, right: Mapping[s
     """The results as they are written.
 
     Args:
+        questions: how many were gone through.
         right: share of right answers without each branch, and under None with all.
+
+    Returns:
+        questions; whole: kl (teacher || student, nats per answer token), top1_agreement, student (share of right
+        answers), site_error (squared error over variance, mean over sites); each.<branch>: share of what the sites
+        give, sites (the same by site), and without, which is like whole.
     """
 
     def described(agreement: Agreement, name: str | None) -> dict[str, Any]:

@@ -1,13 +1,11 @@
-"""What the branches of a student's mixers do, as tables, and a warning where one is ignored. Imports no torch."""
+"""What people are shown of branches: a table, and a warning where one is ignored. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from rich import box
-from rich.table import Table
-
+from linearize.protocols.evaluator import Section
 from linearize.wording import change, percent
 
 IGNORED_SHARE = 0.01
@@ -16,11 +14,27 @@ UNCHANGED_KL = 1.02
 """A student whose KL without a branch is at most this times its KL, and that answers as much right, gains nothing."""
 
 HEAD = ("branch", "share of output", "sites below 1 %", "site error", "KL", "right answers")
-CAPTION = "whole student → without the branch; first questions of each task"
 
 
-def branch_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """A row per branch under ``HEAD``; none for a student without branches."""
+def branch_section(results: Mapping[str, Any]) -> Section:
+    """The results of the evaluator "branches" for people."""
+    warnings = [_warning(results["whole"], name, branch) for name, branch in results["each"].items()]
+    return Section(
+        title="What each branch does",
+        head=HEAD,
+        rows=_rows(results),
+        caption="whole student → without the branch; first questions of each task",
+        note="Each site of this student adds up several branches. Share: the length of what a branch adds to a site's "
+        "output on the teacher's own inputs, as a part of all branches', mean over valid tokens and sites. Behind it "
+        f"the whole student → the same without the branch, on {results['questions']} questions: the sites' squared "
+        "error relative to the variance of the teacher's output, the KL to the teacher per answer token, and answers "
+        "that are right. A branch that nobody would miss is not what the student runs on.",
+        warnings=[text for text in warnings if text],
+    )
+
+
+def _rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    whole = results["whole"]
     return [
         (
             name, percent(branch["share"]), _sites_below(branch["sites"]),
@@ -28,31 +42,8 @@ def branch_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
             change(whole["kl"], branch["without"]["kl"]),
             f"{percent(whole['student'])} → {percent(branch['without']['student'])}",
         )
-        for whole, name, branch in _each(results)
+        for name, branch in results["each"].items()
     ]  # fmt: skip
-
-
-def branch_warnings(results: Mapping[str, Any]) -> list[str]:
-    """A sentence for each branch that the student would hardly miss."""
-    return [text for whole, name, branch in _each(results) if (text := _warning(whole, name, branch))]
-
-
-def branch_table(results: Mapping[str, Any]) -> Table:
-    """The terminal's table."""
-    table = Table(
-        title="What each branch does", caption=CAPTION, title_style="bold", caption_style="dim", box=box.SIMPLE_HEAD
-    )
-    for number, name in enumerate(HEAD):
-        table.add_column(name, justify="right" if number else "left", no_wrap=True)
-    for row in branch_rows(results):
-        table.add_row(*row)
-    return table
-
-
-def _each(results: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], str, Mapping[str, Any]]]:
-    branches = results.get("branches") or {"whole": {}, "each": {}}
-    for name, branch in branches["each"].items():
-        yield branches["whole"], name, branch
 
 
 def _sites_below(shares: Mapping[str, float]) -> str:

@@ -116,7 +116,8 @@ class StatefulGeneration(GenerationMixin):
                 return mask_BS
             if mask_BS is None:
                 return torch.ones(batch, 1, 1, 1, dtype=torch.bool, device=kwargs["inputs_embeds"].device)
-            return mask_BS[:, -1:].bool()[:, None, None].contiguous()
+            # contiguous() leaves the stride of a batch of one, which grows with the mask: a graph for each token.
+            return mask_BS[:, -1:].bool()[:, None, None].clone(memory_format=torch.contiguous_format)
         own = getattr(super(), "create_masks_for_generate", create_masks_for_generate)
         return own(**kwargs)
 

@@ -98,6 +98,17 @@ def test_mixers_that_differ_from_site_to_site_decode_in_one_graph(llama: Any, gr
     assert graphs.number == 1
 
 
+@pytest.mark.parametrize("pads", [0, 2])
+def test_one_row_is_one_graph_too(llama: Any, pads: int, graphs: Graphs) -> None:
+    model = _student(llama, "all")
+    inputs = {name: tensor[:1].clone() for name, tensor in llama.inputs.items()}
+    inputs["attention_mask"][:] = 1
+    inputs["attention_mask"][:, :pads] = 0
+    expected = _generate(model, inputs)
+    assert torch.equal(_generate(model, inputs, **FIXED, **_compiled(graphs)), expected)
+    assert graphs.number == 1
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_cache_made_before_serves_prompt_after_prompt(llama: Any, layout: str, graphs: Graphs) -> None:
     model = _student(llama, layout)

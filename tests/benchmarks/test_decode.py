@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from checkout import ROOT, python
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "decode.py"
+SCRIPT = ROOT / "benchmarks" / "decode.py"
 
 
 def test_every_model_answers_with_both_caches_in_every_round(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), "--smoke", "--device", "cpu", "--out", str(tmp_path / "new"),
-               "--mixer", "simple_gla", "--prefill-chunk", "10"]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    options = ("--out", tmp_path / "new", "--mixer", "simple_gla", "--prefill-chunk", "10")
+    done = python(SCRIPT, "--smoke", "--device", "cpu", *options)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "new" / "decode.json").read_text())
     cells = {(cell["prompt_tokens"], cell["model"], cell["cache"]): cell for cell in found["cells"]}

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from checkout import ROOT, python
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "long_context.py"
+SCRIPT = ROOT / "benchmarks" / "long_context.py"
 
 
 def test_every_model_is_measured_at_every_length() -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--smoke", "--device", "cpu"], capture_output=True, text=True, env=environment
-    )
+    done = python(SCRIPT, "--smoke", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")][1:]
     assert [(row[0], row[1]) for row in rows] == [

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from checkout import tiny_recipe
 
 from linearize.comparison.cells import Costs
 from linearize.comparison.findings import CellFinding, ComparisonResult, DialPoint, Difference, TeacherFinding
@@ -16,26 +16,14 @@ from linearize.comparison.noise import TaskOutcomes, difference, mean_retention,
 from linearize.comparison.running import Failure
 from linearize.report.records import StageRecord
 
-ROOT = Path(__file__).parents[2]
-TABLES: dict[str, Any] = {
-    "run": {"name": "tiny"},
-    "teacher": {"type": "hovle", "checkpoint": str(ROOT / "tests" / "fixtures" / "hovle_tiny")},
-    "student": {"mixer": {"type": "mamba2"}},
-    "data": {"type": "glance"},
-    "stages": [
-        {"name": "align", "objective": {"type": "layer_mse"}, "train": ["new"], "steps": 2, "lr": 1e-3},
-        {"name": "distill", "objective": {"type": "logit_kl"}, "train": ["new", "qkv"], "steps": 3, "lr": 1e-3},
-    ],
-    "evaluate": {"benchmarks": [{"type": "glance", "questions": 2}]},
-}
-
 
 @pytest.fixture
 def tables() -> Callable[..., dict[str, Any]]:
     """A recipe without problems with the ``[compare]`` table given."""
 
     def with_compare(**compare: Any) -> dict[str, Any]:
-        return {**copy.deepcopy(TABLES), **({"compare": compare} if compare else {})}
+        evaluate = {"benchmarks": [{"type": "glance", "questions": 2}]}
+        return {**tiny_recipe(), "evaluate": evaluate, **({"compare": compare} if compare else {})}
 
     return with_compare
 

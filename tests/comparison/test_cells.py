@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import tomli_w
+from checkout import DOCS, EXAMPLES, ROOT
 from typer.testing import CliRunner
 
 import linearize
@@ -23,7 +24,6 @@ from linearize.files.run_folder import RunFolder
 from linearize.plan.mixers import meta_mixer
 from linearize.recipe.toml import read_tables
 
-ROOT = Path(__file__).parents[2]
 Tables = Callable[..., dict[str, Any]]
 LAYOUTS = [{"type": "all"}, {"type": "every", "keep": 2}]
 
@@ -293,7 +293,7 @@ def test_a_run_and_a_report_of_a_run_are_refused_in_the_folder_of_a_comparison(t
 
 
 def test_the_example_compares_four_mixers_pure_and_hybrid() -> None:
-    path = ROOT / "examples" / "compare_mixers.toml"
+    path = EXAMPLES / "compare_mixers.toml"
     comparison = plan_comparison(path)
     assert len(comparison.cells) == 8
     assert len({cell.checked.recipe.components["student.mixer"].spec.name for cell in comparison.cells}) == 4
@@ -302,10 +302,10 @@ def test_the_example_compares_four_mixers_pure_and_hybrid() -> None:
 
 
 def test_the_toml_of_the_page_is_a_comparison(tables: Tables) -> None:
-    page = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
+    page = (DOCS / "compare.md").read_text(encoding="utf-8")
     blocks = [tomllib.loads(block) for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL)]
     assert blocks
-    base = read_tables(ROOT / "examples" / "mmmamba_hovle.toml")
+    base = read_tables(EXAMPLES / "mmmamba_hovle.toml")
     planned = [plan_comparison(base | {"compare": block["compare"]}) for block in blocks]
     assert len(planned[0].cells) == 12
     assert "conv_width-2-every-keep-4-lr-0.003" in names(planned[0])
@@ -313,7 +313,7 @@ def test_the_toml_of_the_page_is_a_comparison(tables: Tables) -> None:
 
 def test_the_commands_of_the_page_have_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    page = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
+    page = (DOCS / "compare.md").read_text(encoding="utf-8")
     lines = [line for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in block.splitlines()]
     assert len(lines) == 4
     for line in lines:

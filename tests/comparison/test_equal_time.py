@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import EXAMPLES
 
 from linearize.comparison import equal_time
 from linearize.comparison.cells import Comparison, plan_comparison
@@ -17,7 +18,6 @@ from linearize.comparison.running import Failure
 from linearize.errors import RunError
 from linearize.pipeline.display import SilentDisplay
 
-ROOT = Path(__file__).parents[2]
 Tables = Callable[..., dict[str, Any]]
 CELLS = [
     {"name": "none", "set": {"stages": {"align": {"steps": 0}, "distill": {"steps": 0}}}},
@@ -130,7 +130,7 @@ def test_a_cell_without_steps_trains_no_parameter(tables: Tables) -> None:
 
 
 def test_the_ablation_has_every_choice_of_stages_and_the_other_seedings() -> None:
-    comparison = plan_comparison(ROOT / "examples" / "mmmamba_ablation.toml")
+    comparison = plan_comparison(EXAMPLES / "mmmamba_ablation.toml")
     chosen = {
         tuple(number for number, one in enumerate(cell.tables(0)["stages"], start=1) if one["steps"])
         for cell in comparison.cells

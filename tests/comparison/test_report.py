@@ -5,10 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -190,16 +187,6 @@ def test_every_cell_of_a_chart_has_its_own_colour_mark_and_line(comparison: Comp
     cell = comparison.cells[0]
     many = [replace(cell, changes=(("student.mixer.conv_width", number),)) for number in range(24)]
     assert len({(look.colour, look.mark, look.line) for look in charts.looks(many)}) == 24
-
-
-def test_printing_the_table_imports_neither_torch_nor_matplotlib() -> None:
-    code = (
-        "import sys, linearize.comparison.table, linearize.comparison.page, linearize.comparison.running;"
-        "sys.exit(', '.join({'torch', 'matplotlib', 'transformers'} & set(sys.modules)) or 0)"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_no_measure_is_lost_between_the_terminals_table_and_the_blocks(comparison: ComparisonResult) -> None:

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import tiny_recipe
 
 from linearize.plugin.discovery import Plugins
-
-ROOT = Path(__file__).parents[2]
-TEACHER = ROOT / "tests" / "fixtures" / "hovle_tiny"
-
-TABLES: dict[str, Any] = {
-    "run": {"name": "tiny"},
-    "teacher": {"type": "hovle", "checkpoint": str(TEACHER)},
-    "student": {"mixer": {"type": "mamba2"}},
-    "data": {"type": "glance"},
-    "stages": [
-        {"name": "align", "objective": {"type": "layer_mse"}, "train": ["new"], "steps": 2, "lr": 1e-3},
-        {"name": "distill", "objective": {"type": "logit_kl"}, "train": ["new", "qkv"], "steps": 3, "lr": 1e-3},
-    ],
-}
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +21,7 @@ def plugins() -> Plugins:
 @pytest.fixture
 def tables() -> dict[str, Any]:
     """A recipe without problems, as plain tables that a test may change."""
-    return copy.deepcopy(TABLES)
+    return tiny_recipe()
 
 
 @pytest.fixture

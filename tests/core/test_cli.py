@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import checkout
 import pytest
 import tomli_w
 from typer.testing import CliRunner
@@ -19,20 +19,12 @@ import linearize
 import linearize.api
 from linearize.cli.app import app
 
-ROOT = Path(__file__).parents[2]
 Write = Callable[[str, str], Path]
 
 
 @pytest.fixture
 def recipe(write: Write, tables: dict[str, object]) -> Path:
     return write("tiny.toml", tomli_w.dumps(tables))
-
-
-def shell(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """``python -m linearize`` of the checkout in a process of its own."""
-    command = [sys.executable, "-m", "linearize", *arguments]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 def invoke(arguments: Sequence[str]) -> tuple[int, str, str]:
@@ -48,25 +40,14 @@ def test_the_commands_are_these(tmp_path: Path) -> None:
     assert set(listed) & wanted == wanted
 
 
-def test_help_imports_no_torch(tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.argv = ['linearize', '--help']\nfrom linearize.cli.app import main\n"
-        "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "heavy = ('torch', 'transformers', 'PIL', 'matplotlib')\n"
-        "print([name for name in heavy if name in sys.modules], file=sys.stderr)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.stderr == "[]\n"
+@pytest.mark.parametrize("arguments", [["--help"], ["check", "--help"], ["run", "--help"]])
+def test_help_imports_no_torch(arguments: list[str], tmp_path: Path) -> None:
+    imported = checkout.imported_by(*arguments, cwd=tmp_path)
+    assert imported & {"torch", "transformers", "PIL", "matplotlib"} == set()
 
 
 def test_a_checkout_that_is_not_installed_runs_as_a_module(tmp_path: Path) -> None:
-    done = shell("--version", cwd=tmp_path)
+    done = checkout.linearize("--version", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, f"linearize {linearize.__version__}\n")
 
 
@@ -78,7 +59,9 @@ def test_a_right_recipe_is_ok_in_one_line(recipe: Path) -> None:
 
 
 def test_a_wrong_recipe_is_told_on_stderr_with_status_1_and_no_traceback(recipe: Path, tmp_path: Path) -> None:
-    done = shell("check", str(recipe), "--set", "stages.0.stpes=1", "--set", "data.type=glanze", cwd=tmp_path)
+    done = checkout.linearize(
+        "check", str(recipe), "--set", "stages.0.stpes=1", "--set", "data.type=glanze", cwd=tmp_path
+    )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(
         f"{recipe} has problems:\n  - stages.align.stpes: unknown key; got 1. Did you mean 'steps'?"
@@ -88,7 +71,7 @@ def test_a_wrong_recipe_is_told_on_stderr_with_status_1_and_no_traceback(recipe:
 
 
 def test_run_refuses_a_wrong_recipe_before_it_makes_a_folder(recipe: Path, tmp_path: Path) -> None:
-    done = shell("run", str(recipe), "--set", "stages.0.steps=-1", cwd=tmp_path)
+    done = checkout.linearize("run", str(recipe), "--set", "stages.0.steps=-1", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert "stages.align.steps: Input should be greater than or equal to 0; got -1" in done.stderr
     assert not (tmp_path / "runs").exists()
@@ -130,11 +113,8 @@ def test_a_broken_plugin_is_listed_with_its_reason(tmp_path: Path) -> None:
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 2.0\n")
     (metadata / "entry_points.txt").write_text("[linearize]\nstranger = linearize_stranger\n")
     (tmp_path / "linearize_stranger.py").write_text("import a_kernel_library_that_is_not_there\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "linearize", "plugins", "--json"], capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"},
-    )  # fmt: skip
-    assert done.returncode == 0
+    done = checkout.linearize("plugins", "--json", env=checkout.environment(tmp_path))
+    assert done.returncode == 0, done.stderr
     stranger = next(plugin for plugin in json.loads(done.stdout) if plugin["name"] == "stranger")
     assert (stranger["origin"], stranger["version"], stranger["components"]) == ("stranger", "2.0", [])
     assert stranger["failure"] == "ModuleNotFoundError: No module named 'a_kernel_library_that_is_not_there'"
@@ -160,14 +140,7 @@ def test_ctrl_c_says_how_to_go_on_and_has_status_130(tmp_path: Path) -> None:
         "def interrupted(*args, **kwargs):\n    os.kill(os.getpid(), signal.SIGINT)\n    signal.pause()\n"
         "api.run = interrupted\ncli.main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = checkout.python("-c", code, cwd=tmp_path)
     assert done.returncode == 128 + signal.SIGINT
     assert "Interrupted. Type the same command to go on" in done.stderr
     assert "Traceback" not in done.stderr

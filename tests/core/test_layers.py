@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from checkout import CORE
 
-CORE = Path(__file__).parents[2] / "linearize"
 LAYERS = (
     "_version", "errors", "wording", "protocols", "files", "plugin", "ops", "mixing", "recipe", "plan", "data",
     "student", "proof", "distill", "evaluate", "report", "pipeline", "comparison", "scaffold", "testing",

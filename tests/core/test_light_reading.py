@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tomli_w
+from checkout import imported_by, python
 
 from linearize.cli.light import only_reads
 
-ROOT = Path(__file__).parents[2]
 HEAVY = {
     "accelerate", "datasets", "matplotlib", "pandas", "scipy", "torchvision", "triton", "fla", "mamba_ssm",
     "linearize.distill.loop", "linearize.pipeline.run",
 }  # fmt: skip
 MODEL_CODE = {"torch._dynamo", "torch._inductor", "transformers.modeling_utils", "transformers.processing_utils"}
 """What every model of transformers imports; a teacher that tells its sites from its configuration needs none of it."""
-SAYS_WHAT_IT_IMPORTED = """
-import sys
-from linearize.cli import main
-try:
-    main()
-except SystemExit as end:
-    assert not end.code, end.code
-print("IMPORTED", *sorted(sys.modules))
-"""
-
-
-def imported_by(*arguments: str, cwd: Path) -> set[str]:
-    """The modules of a process of the command line at its end."""
-    command = [sys.executable, "-c", SAYS_WHAT_IT_IMPORTED, *arguments]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return set(done.stdout.rpartition("IMPORTED ")[2].split())
 
 
 @pytest.fixture
@@ -81,5 +62,5 @@ def test_what_a_reading_process_leaves_out_plug_ins_can_import(tmp_path: Path) -
         "assert torch.distributed.is_available()\n"
         "assert [torch.compiler.disable(len)([1]), torch.compiler.disable(recursive=False)(len)([1])] == [1, 1]\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = python("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

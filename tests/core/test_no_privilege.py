@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from checkout import CORE
+
 from linearize.plugin.discovery import Plugins
 
-CORE = Path(__file__).parents[2] / "linearize"
 OF_LIBRARIES = {"transformers", "sliding_window"}
 """Names of components that are names of a library or of its configuration, too."""
 

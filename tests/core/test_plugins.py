@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tomllib
 import types
 from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import ROOT, python
 
 from linearize.errors import PluginError
 from linearize.plugin.discovery import Plugins
 from linearize.plugin.hookspecs import Register, hookimpl
 from linearize.plugin.specs import LayoutSpec, MixerSpec
 
-ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "accelerate", "fla", "mamba_ssm", "triton", "PIL", "matplotlib")
 
 
@@ -136,13 +133,7 @@ def test_listing_plugins_in_a_checkout_imports_nothing_heavy(tmp_path: Path) -> 
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-    )
+    done = python("-c", code, cwd=tmp_path)
     assert done.stderr == "[]\n"
     listed = {plugin["name"]: plugin for plugin in json.loads(done.stdout)}
     assert {"kind": "mixer", "name": "mamba2"}.items() <= listed["mamba2"]["components"][0].items()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import CORE
 
 import linearize
 from linearize.api import check
@@ -16,7 +17,6 @@ from linearize.plugin.discovery import Plugins
 from linearize.plugin.hookspecs import Register, hookimpl
 from linearize.plugin.specs import LayoutSpec, MixerSpec, TeacherSpec
 
-CORE = Path(__file__).parents[2] / "linearize"
 TAKE_PLUGINS = {"api.py", "cli/app.py", "comparison/cells.py", "scaffold/__init__.py", "student"}
 """What is called from outside: discovers plug-ins where none are handed to it."""
 OWN_PROCESS = {"comparison/worker.py", "comparison/decoding.py", "recipe/reference.py", "testing"}

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
+from checkout import EXAMPLES, environment, python
 from safetensors.torch import load_file
 
 from linearize.errors import RunError
@@ -18,7 +16,6 @@ from linearize.pipeline.processes import LOOK_EVERY_S, wait_for_first_process
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 SMALL = (
     "stages.align-new.steps=2", "stages.align-mixer.steps=1", "stages.distill.steps=2", "evaluate.benchmarks=[]",
     "run.device=cpu", "run.log_every=1",
@@ -30,16 +27,8 @@ def run(folder: Path, *launcher: str) -> Path:
     """A few steps of the first example in ``folder``; returns its run folder."""
     folder.mkdir()
     overrides = [text for override in SMALL for text in ("--set", override)]
-    command = [sys.executable, *launcher, "-m", "linearize", "run", str(ROOT / "examples" / "mmmamba_hovle.toml")]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-    }
-    done = subprocess.run(
-        [*command, *overrides], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
-    )
+    command = [*launcher, "-m", "linearize", "run", EXAMPLES / "mmmamba_hovle.toml"]
+    done = python(*command, *overrides, cwd=folder, env=environment(ACCELERATE_USE_CPU="true"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("student saved") == 1
     return folder / "runs" / "mmmamba-hovle"

@@ -6,10 +6,11 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from checkout import CORE
+
 import linearize.protocols as protocols
 from linearize.plugin.guard import protocol_members
 
-CORE = Path(__file__).parents[2] / "linearize"
 COMPONENTS = {"adapter", "mixer", "seeder", "layout", "source", "benchmark", "objective", "schedule"}
 """What components are called where the core uses them."""
 

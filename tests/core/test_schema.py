@@ -9,6 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from checkout import EXAMPLES
 from typer.testing import CliRunner
 
 from linearize.cli.app import app
@@ -19,7 +20,7 @@ from linearize.recipe.load import load_recipe
 from linearize.recipe.schema import recipe_schema
 from linearize.recipe.toml import apply_override
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.toml"))
+EXAMPLES = sorted((EXAMPLES).glob("*.toml"))
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from checkout import environment
 
 SCRIPT = """
 from linearize.pipeline.streams import take_any_character
@@ -52,4 +53,4 @@ def _run(folder: Path, stdout: object, encoding: str = "utf-8") -> subprocess.Co
 
 
 def _environment(encoding: str = "utf-8") -> dict[str, str]:
-    return {"PYTHONPATH": ":".join(sys.path), "PYTHONIOENCODING": encoding}
+    return environment(PYTHONIOENCODING=encoding)

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
+
+from checkout import DOCS
 
 from linearize.data.llava_json import LlavaJsonConfig
 from linearize.data.record import parse_record
 
-PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "data.md").read_text(encoding="utf-8")
 
 
 def test_the_records_of_the_page_are_good() -> None:

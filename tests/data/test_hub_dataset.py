@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 import pytest
+from checkout import EXAMPLES
 from PIL import Image
 from pydantic import ValidationError
 from typer.testing import CliRunner
@@ -20,7 +21,7 @@ from linearize.errors import DataError
 from linearize.protocols import DataSource
 from linearize.protocols.conversation import Turn
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "mmmamba_hovle.toml"
+EXAMPLE = EXAMPLES / "mmmamba_hovle.toml"
 RED, BLUE = (Image.new("RGB", (4, 3), name) for name in ("red", "blue"))
 
 

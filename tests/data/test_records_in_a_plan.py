@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import EXAMPLES
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -15,8 +16,6 @@ from linearize.data import images
 from linearize.data.llava_json import LlavaJsonSource
 from linearize.plan.check import check_recipe
 from linearize.plugin.discovery import Plugins
-
-ROOT = Path(__file__).parents[2]
 
 
 def recipe(folder: Path, records: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
@@ -65,7 +64,7 @@ def test_check_names_the_bad_records_of_a_good_recipe(tmp_path: Path) -> None:
     tables = recipe(tmp_path, [said("how many?"), said("how many?", image="gone.png")], max_bad=1)
     settings = [f"data={{ type = 'llava_json', path = '{tables['data']['path']}', max_bad = 1 }}"]
     settings += ["evaluate.benchmarks=[]"]
-    arguments = ["check", str(ROOT / "examples" / "mmmamba_hovle.toml")]
+    arguments = ["check", str(EXAMPLES / "mmmamba_hovle.toml")]
     result = CliRunner().invoke(app, [*arguments, *(part for one in settings for part in ("--set", one))])
     assert result.exit_code == 0, result.output
     assert "records.jsonl: 1 record skipped (1 image not found)\n  line 2: image not found: gone.png" in result.output

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import tomllib
-from pathlib import Path
+
+from checkout import DOCS, EXAMPLES
 
 from linearize import api
 from linearize.mixing.options import LinearMixerOptions
@@ -16,7 +17,6 @@ from linearize.recipe.toml import read_tables
 from linearize.scaffold import mixer_files
 from linearize.testing import MixerConformance
 
-DOCS = Path(__file__).parents[2] / "docs"
 MIXERS = (DOCS / "mixers.md").read_text(encoding="utf-8")
 WRITE = (DOCS / "write_a_mixer.md").read_text(encoding="utf-8")
 # What `linearize new mixer` writes passes its own tests: tests/scaffold.
@@ -52,6 +52,6 @@ def test_every_check_of_the_kit_is_listed_in_its_order() -> None:
 def test_the_recipe_with_different_mixers_at_different_sites_is_right() -> None:
     section = MIXERS.partition("## Different mixers at different sites")[2].partition("\n## ")[0]
     [block] = re.findall(r"```toml\n(.*?)```", section, re.DOTALL)
-    base = read_tables(DOCS.parent / "examples" / "mmmamba_hovle.toml")
+    base = read_tables(EXAMPLES / "mmmamba_hovle.toml")
     plan = api.check(merge(base, tomllib.loads(block))).plan
     assert [group.sites for group in plan.mixers] == [(0, 1), tuple(range(2, 7)), (7,)]

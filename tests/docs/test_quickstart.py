@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from checkout import DOCS, EXAMPLES, ROOT, environment, python
 from PIL import Image
 
 import linearize
@@ -20,9 +19,8 @@ from linearize.cli.app import app
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "quickstart.md").read_text(encoding="utf-8")
-OTHER = (ROOT / "docs" / "how_it_works.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "quickstart.md").read_text(encoding="utf-8")
+OTHER = (DOCS / "how_it_works.md").read_text(encoding="utf-8")
 SHELL = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
 COMMANDS = [line for line in SHELL if line.startswith("linearize ")]
 COMMANDS += [text for text in re.findall(r"`(linearize [^`]*)`", PAGE) if " data export" not in text]
@@ -54,13 +52,13 @@ def test_every_make_target_is_there() -> None:
 
 def test_the_export_holds_all_conversations_of_the_run() -> None:
     [line] = [line for line in COMMANDS if " data export" in line]
-    stages = api.check(ROOT / "examples" / "mmmamba_hovle.toml").recipe.recipe.stages
+    stages = api.check(EXAMPLES / "mmmamba_hovle.toml").recipe.recipe.stages
     assert _parsed(line)[1]["count"] == sum(stage.steps * stage.batch_size for stage in stages)
 
 
 def test_the_plan_shown_is_the_demos() -> None:
     rows = re.findall(r"^ \d ([a-z-]+) +(\w+) +(.*?)  +([\d,]+) +(\d+) +(\d+) +(\d+) ", PAGE, re.MULTILINE)
-    plan = api.check(ROOT / "examples" / "mmmamba_hovle.toml").plan
+    plan = api.check(EXAMPLES / "mmmamba_hovle.toml").plan
     assert rows == [
         (
             stage.stage.name, stage.objective, " + ".join(stage.stage.train), f"{stage.num_trained:,}",
@@ -74,23 +72,20 @@ def test_the_snippets_run_on_a_tiny_run(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     tiny = {f"stages.{name}.{key}": 1 for name in ("align-new", "align-mixer", "distill") for key in ("steps",)}
     tiny |= {f"stages.{name}.batch_size": 2 for name in ("align-new", "align-mixer", "distill")}
-    result = linearize.run(ROOT / "examples" / "mmmamba_hovle.toml", {**tiny, "evaluate.benchmarks": []})
+    result = linearize.run(EXAMPLES / "mmmamba_hovle.toml", {**tiny, "evaluate.benchmarks": []})
     assert result.folder == Path("runs/mmmamba-hovle")
     picture = tmp_path / "pictures" / "images" / "00000000-0.png"
     picture.parent.mkdir(parents=True)
     Image.new("RGB", (112, 112), "white").save(picture)
     use, train = PYTHON
-    done = subprocess.run(
-        [sys.executable, "-c", use], capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False,
-        env=_environment(),
-    )  # fmt: skip
+    done = python("-c", use, cwd=tmp_path, env=environment(HF_HUB_OFFLINE="1"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1  # one answer, whatever a student of one step makes of a white picture
     compile(train, "quickstart", "exec")
 
 
 def test_the_first_exported_conversation_has_the_picture_of_the_snippet() -> None:
-    source = api.check(ROOT / "examples" / "mmmamba_hovle.toml").recipe.components["data"].build()
+    source = api.check(EXAMPLES / "mmmamba_hovle.toml").recipe.components["data"].build()
     assert len(source[0].images) == 1
     [question] = re.findall(r'"type": "text", "text": "([^"]+)"', PYTHON[0])
     assert any(question in turn.question for turn in source[0].turns)
@@ -100,7 +95,7 @@ def test_the_first_exported_conversation_has_the_picture_of_the_snippet() -> Non
 def test_links_lead_somewhere(page: str, text: str) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", text):
         file, _, anchor = target.partition("#")
-        linked = (ROOT / "docs" / file).read_text(encoding="utf-8")
+        linked = (DOCS / file).read_text(encoding="utf-8")
         headings = {
             re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)", linked, re.M)
         }
@@ -110,10 +105,3 @@ def test_links_lead_somewhere(page: str, text: str) -> None:
 def test_toml_in_the_pages_is_toml() -> None:
     for block in re.findall(r"```toml\n(.*?)```", PAGE + OTHER, re.DOTALL):
         tomllib.loads(block)
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    paths = [str(ROOT / folder) for folder in ("", "teachers", "students", "plugins")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -5,14 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 from dataclasses import fields
-from pathlib import Path
+
+from checkout import DOCS
 
 from linearize.plugin import hookspecs
 from linearize.plugin.discovery import Plugins
 from linearize.plugin.specs import KINDS, Spec
 from linearize.recipe.reference import recipe_reference
-
-DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_the_recipe_reference_is_what_the_models_make_of_it() -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+from checkout import DOCS
 from linearize_transformers.matrix import support_page
 from linearize_transformers.support import FAMILIES
 
-PAGE = Path(__file__).parents[2] / "docs" / "teachers.md"
+PAGE = DOCS / "teachers.md"
 
 
 @pytest.mark.filterwarnings("ignore")

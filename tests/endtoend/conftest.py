@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -12,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import EXAMPLES, environment
 
 import linearize
 from linearize.api import override_texts
 from linearize.pipeline.display import SilentDisplay
 
-ROOT = Path(__file__).parents[2]
-RECIPE = ROOT / "examples" / "mmmamba_hovle.toml"
+RECIPE = EXAMPLES / "mmmamba_hovle.toml"
 STAGES = {"align-new": 4, "align-mixer": 4, "distill": 5}
 TINY: dict[str, Any] = {
     "run.name": "tiny",
@@ -53,7 +52,6 @@ class Told(SilentDisplay):
 class Demo:
     """Ways to run the tiny demo, and to look at what it left."""
 
-    root = ROOT
     recipe = RECIPE
     stages = STAGES
     tiny = TINY
@@ -64,17 +62,11 @@ class Demo:
         texts = override_texts({**TINY, **(overrides or {})})
         return ["run", str(RECIPE), *(part for text in texts for part in ("--set", text))]
 
-    @staticmethod
-    def environment(**more: str) -> dict[str, str]:
-        """For a process of the checkout, installed or not."""
-        paths = [str(ROOT / folder) for folder in ("", "teachers", "students", "plugins")]
-        return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **more}
-
     def start(self, cwd: Path, arguments: list[str]) -> subprocess.Popen[str]:
         """``python -m linearize`` in a process of its own."""
         command = [sys.executable, "-m", "linearize", *arguments]
         return subprocess.Popen(
-            command, cwd=cwd, env=self.environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command, cwd=cwd, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
 
     @staticmethod

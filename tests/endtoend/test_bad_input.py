@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import environment
 from safetensors import SafetensorError
 from typer.testing import CliRunner
 
@@ -67,7 +68,7 @@ IN_STAGES = (
 def _shell(demo: Any, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "linearize", *arguments],
-        cwd=cwd, env=demo.environment(), capture_output=True, text=True, timeout=120,
+        cwd=cwd, env=environment(), capture_output=True, text=True, timeout=120,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import FIXTURES
 from typer.testing import CliRunner
 
 import linearize
@@ -19,7 +20,7 @@ from linearize.errors import LinearizeError
 
 pytestmark = pytest.mark.slow
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "run_folder"
+FIXTURE = FIXTURES / "run_folder"
 RUN = Path("runs/old")
 FILES = (
     "stages/1-align/done.json", "stages/2-distill/done.json", "stages/1-align/metrics.jsonl", "done.json",

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkout import FIXTURES
 from safetensors.torch import load_file
 
 import linearize
@@ -19,7 +20,7 @@ from linearize.errors import RunError
 
 pytestmark = pytest.mark.slow
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "run_folder"
+FIXTURE = FIXTURES / "run_folder"
 RUN = Path("runs/old")
 
 

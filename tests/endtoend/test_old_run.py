@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import FIXTURES
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from typer.testing import CliRunner
@@ -17,7 +18,7 @@ from linearize.cli.app import app
 
 pytestmark = pytest.mark.slow
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "run_folder"
+FIXTURE = FIXTURES / "run_folder"
 
 
 @pytest.fixture

@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import environment
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.slow
 
 
 def test_two_processes_make_one_run_and_one_of_them_writes(demo: Any, reference: Path, tmp_path: Path) -> None:
-    environment = demo.environment(CUDA_VISIBLE_DEVICES="")
-    environment.pop("ACCELERATE_USE_CPU", None)  # neither a user nor this test needs to know of it
+    found = environment(CUDA_VISIBLE_DEVICES="")
+    found.pop("ACCELERATE_USE_CPU", None)  # neither a user nor this test needs to know of it
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "linearize")
     done = subprocess.run(
         [sys.executable, *launcher, *demo.arguments()],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200,
+        cwd=tmp_path, env=found, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for said in ("Plan of tiny", "stage 3/3 distill  done:", "student saved:", "report: runs/tiny"):

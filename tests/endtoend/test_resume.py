@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import environment
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -205,7 +206,7 @@ def _killed_run(demo: Any, cwd: Path, moments: Sequence[dict[str, Any]]) -> list
     (cwd / "moments.json").write_text(json.dumps(moments))
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("killed_run.py")), "moments.json", "--", *demo.arguments()],
-        cwd=cwd, env=demo.environment(), capture_output=True, text=True, timeout=500,
+        cwd=cwd, env=environment(), capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     attempts: list[dict[str, Any]] = json.loads(done.stdout)

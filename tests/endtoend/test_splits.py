@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import EXAMPLES, ROOT
 from linearize_glance.benchmark import GlanceBenchmark
 from linearize_glance.config import GlanceBenchmarkConfig, GlanceConfig
 from linearize_glance.source import GlanceSource
@@ -19,14 +19,13 @@ from linearize.recipe.toml import read_tables
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 LOOKED_AT = 400
 """Conversations of each stream; what makes all others differ is tested with the streams themselves."""
 
 
 def _glance_recipes() -> Iterator[Any]:
     """Every example's recipe; of a comparison the one that its cells share, since cells are asked the same."""
-    for path in sorted((ROOT / "examples").glob("*.toml")):
+    for path in sorted((EXAMPLES).glob("*.toml")):
         tables = {name: table for name, table in read_tables(path).items() if name != "compare"}
         recipe = load_recipe(tables, [], Plugins.discover())
         if recipe.components["data"].spec.name == "glance":

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkout import environment
 from linearize_glance.config import GlanceBenchmarkConfig
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -68,7 +69,7 @@ with torch.no_grad():
 """
     done = subprocess.run(
         [sys.executable, "-c", code, str(reference / "student")],
-        cwd=tmp_path, env=demo.environment(HF_HOME=str(tmp_path / "hub"), HF_HUB_OFFLINE="1"),
+        cwd=tmp_path, env=environment(HF_HOME=str(tmp_path / "hub"), HF_HUB_OFFLINE="1"),
         capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import ROOT, python
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "backends.py"
+SCRIPT = ROOT / "benchmarks" / "backends.py"
 
 
 def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), "--device", "cpu", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    return python(SCRIPT, "--device", "cpu", *words)
 
 
 @pytest.fixture(scope="module")

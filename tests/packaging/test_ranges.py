@@ -8,11 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 REQUIREMENTS = {canonicalize_name(one.name): one for one in map(Requirement, PROJECT["dependencies"])}
 TORCH_IS_NOT_LAID_OVER_ANOTHER = {"torch"}

@@ -10,10 +10,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from checkout import ROOT
 
 from linearize.plugin.discovery import ENTRY_POINT_GROUP, IN_TREE_FOLDERS
 
-ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PLUGINS = sorted(
     package.relative_to(ROOT).as_posix()

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import checkout
 import pytest
 import torch
 from linearize_hovle.checkpoint import load_model, published_state, read_tensors, save_model
@@ -21,7 +22,7 @@ from torch import Tensor
 
 pytestmark = pytest.mark.parity
 
-FIXTURES = Path(os.environ.get("LINEARIZE_FIXTURES", Path(__file__).parents[1] / "fixtures"))
+FIXTURES = Path(os.environ.get("LINEARIZE_FIXTURES", checkout.FIXTURES))
 FOLDERS = sorted(folder for folder in FIXTURES.glob("hovle_*") if folder.is_dir())
 
 # float64 differs from the golden float32 by up to 3e-5 of the largest value; another order of sums costs as much.

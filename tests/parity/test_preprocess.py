@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import checkout
 import numpy as np
 import PIL
 import pytest
@@ -24,7 +25,7 @@ from safetensors.numpy import load_file
 
 pytestmark = pytest.mark.parity
 
-FIXTURES = Path(os.environ.get("LINEARIZE_FIXTURES", Path(__file__).parents[1] / "fixtures"))
+FIXTURES = Path(os.environ.get("LINEARIZE_FIXTURES", checkout.FIXTURES))
 FOLDERS = sorted(folder for folder in FIXTURES.glob("preprocess*") if folder.is_dir())
 
 OPERATORS = {

@@ -10,8 +10,8 @@ import venv
 from pathlib import Path
 
 import pytest
+from checkout import IN_TREE
 
-ROOT = Path(__file__).parents[2]
 COMMANDS = {
     # What is needed is there already; nothing is fetched.
     "pip": '-m pip "$@" --no-index --no-deps --no-build-isolation --no-compile --disable-pip-version-check',
@@ -57,7 +57,7 @@ def author(tmp_path: Path) -> Author:
     environment, folder = tmp_path / "environment", tmp_path / "work"
     venv.create(environment, symlinks=True)
     folder.mkdir()
-    there = [*(ROOT / part for part in ("", "teachers", "students", "plugins")), sysconfig.get_paths()["purelib"]]
+    there = [*IN_TREE, sysconfig.get_paths()["purelib"]]
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     packages = environment / "lib" / version / "site-packages"
     (packages / "linearize_is_there.pth").write_text("".join(f"{path}\n" for path in there), encoding="utf-8")

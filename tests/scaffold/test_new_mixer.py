@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from checkout import ROOT, environment, python
 from typer.testing import CliRunner
 
 from linearize.cli.app import app
@@ -18,8 +18,6 @@ from linearize.scaffold import mixer_files, new_mixer
 from linearize.testing import MixerConformance
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_a_new_mixer_is_installed_from_its_own_wheel_and_passes_the_kit(tmp_path: Path) -> None:
@@ -44,9 +42,7 @@ def test_a_new_mixer_is_installed_from_its_own_wheel_and_passes_the_kit(tmp_path
 
 def shell(arguments: list[str], cwd: Path, installed: Path | None = None) -> subprocess.CompletedProcess[str]:
     """A Python process that sees this checkout, and the folder of an installed package."""
-    paths = [str(path) for path in (installed, ROOT) if path is not None]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
+    return python(*arguments, cwd=cwd, env=environment(*([installed] if installed else [])))
 
 
 def test_the_test_file_is_ten_lines() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import ROOT
 from typer.testing import CliRunner
 
 from linearize.cli.app import app
@@ -17,7 +18,6 @@ from linearize.scaffold import new_mixer, new_teacher, teacher_files
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 
 # That the tests of a new package pass before a line was changed: tests/scaffold/test_write_a_teacher.py.
 

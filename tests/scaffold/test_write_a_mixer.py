@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import DOCS
 
 pytestmark = pytest.mark.slow
 
-PAGE = (Path(__file__).parents[2] / "docs" / "write_a_mixer.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "write_a_mixer.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"(?:^`([\w/.]+)`\n\n)?^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 """(path of a file or "", language, content), in the order of the page."""
 COMPARE = "linearize compare small.toml --mixer mamba2,slow_memory\n"

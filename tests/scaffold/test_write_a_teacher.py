@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import DOCS, ROOT
 
 import linearize.testing
 from linearize.scaffold import teacher_files
@@ -19,8 +20,7 @@ from linearize.testing import TeacherConformance
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "write_a_teacher.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "write_a_teacher.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"(?:^`([\w/.]+)`\n\n)?^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 """(path of a file or "", language, content), in the order of the page."""
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sentencepiece
 import torch
+from checkout import environment, python
 from linearize_hovle.adapter import attention_sites
 from linearize_hovle.configuration import HovleConfig, HovleEmbeddingConfig
 from linearize_hovle.modeling import HovleForConditionalGeneration
@@ -31,7 +30,6 @@ from linearize.student.modeling import load_student, save_student
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
 COMMON = """
 import sys
 import torch
@@ -91,15 +89,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _python(code: str, folder: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    search = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
-    environment = os.environ | {
-        "PYTHONPATH": search, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    return subprocess.run(
-        [sys.executable, "-c", COMMON + code, str(folder)],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120,
-        check=False,
-    )  # fmt: skip
+    offline = environment(HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
+    return python("-c", COMMON + code, folder, env=offline, cwd=tmp_path)
 
 
 def test_one_import_makes_the_auto_classes_load_students(folder: Path, tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkout import FIXTURES
 from linearize_hovle.processing import HovleProcessor
 from safetensors.torch import load_file
 
 from linearize.student.modeling import load_student, save_student
 
-SAVED = Path(__file__).resolve().parents[1] / "fixtures" / "saved_students"
+SAVED = FIXTURES / "saved_students"
 FOLDERS = ("hovle_linear", "smolvlm_hybrid")
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
+from checkout import EXAMPLES
 from linearize_mmmamba.schedule import MmMambaSchedule, MmMambaScheduleConfig
 
 from linearize.plugin.discovery import Plugins
 from linearize.recipe.load import LoadedRecipe, load_recipe
 from linearize.recipe.model import Stage
 
-EXAMPLES = Path(__file__).parents[3] / "examples"
 SCALE = {"steps", "batch_size", "lr", "max_tokens"}
 RECIPES = {"mmmamba_paper.toml": "paper", "mmmamba_released_code.toml": "code"}
 

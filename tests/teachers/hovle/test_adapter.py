@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from checkout import python
 from linearize_hovle.adapter import HovleAdapter
 from linearize_hovle.config import HovleTeacherConfig
 
@@ -129,5 +128,5 @@ def test_registering_the_plug_in_imports_no_torch() -> None:
         "assert specs[0].config_class().__name__ == 'HovleTeacherConfig'\n"
         "assert not {'torch', 'transformers', 'numpy'} & sys.modules.keys()\n"
     )
-    paths = f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}\n"
-    subprocess.run([sys.executable, "-c", paths + code], check=True)
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import tomli_w
+from checkout import imported_by
 
 HEAVY = {
     "accelerate", "datasets", "matplotlib", "pandas", "scipy", "torchvision", "triton", "fla", "mamba_ssm",
     "linearize.distill.loop", "linearize.pipeline.run",
 }  # fmt: skip
-SAYS_WHAT_IT_IMPORTED = """
-import sys
-from linearize.cli import main
-try:
-    main()
-except SystemExit as end:
-    assert not end.code, end.code
-print("IMPORTED", *sorted(sys.modules))
-"""
 
 
 def test_a_check_imports_the_code_of_its_own_model_and_nothing_that_trains(
@@ -38,10 +28,7 @@ def test_a_check_imports_the_code_of_its_own_model_and_nothing_that_trains(
         "stages": [{"name": "all", "objective": {"type": "layer_mse"}, "train": ["new"], "steps": 1, "lr": 1e-3}],
     }
     (tmp_path / "recipe.toml").write_text(tomli_w.dumps(recipe), encoding="utf-8")
-    command = [sys.executable, "-c", SAYS_WHAT_IT_IMPORTED, "check", "recipe.toml"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    imported = set(done.stdout.rpartition("IMPORTED ")[2].split())
+    imported = imported_by("check", "recipe.toml", cwd=tmp_path)
     models = {
         name.split(".")[2] for name in imported if name.startswith("transformers.models.") and "modeling_" in name
     }

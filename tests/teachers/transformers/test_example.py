@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkout import EXAMPLES
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -21,7 +22,6 @@ from linearize.plugin.specs import MixerSpec
 from linearize.protocols.conversation import Conversation, Turn
 from linearize.student.convert import linearized_sites
 
-EXAMPLES = Path(__file__).parents[3] / "examples"
 EXAMPLE = EXAMPLES / "smolvlm_mamba2.toml"
 
 

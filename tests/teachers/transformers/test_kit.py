@@ -244,12 +244,19 @@ class LosesAPublishedTensor(Sound):
         return model
 
 
+class ReadsTypedMarks(Sound):
+    def batch(self, conversations: Sequence[Conversation], *, for_generation: bool = False) -> Batch:
+        self._batcher.typed.hand_over = lambda conversation: conversation  # type: ignore[method-assign]
+        return super().batch(conversations, for_generation=for_generation)
+
+
 CHECKS = [name for name in vars(TeacherConformance) if name.startswith("test_")]
 CALLED = "test_an_attention_is_called_and_answers_as_a_site_does"
 DECODED = "test_a_student_writes_with_a_cache_what_it_writes_without"
 WRAPPED = "test_a_site_can_be_wrapped_without_a_change_of_one_bit"
 SAVED = "test_a_student_loses_no_tensor_when_it_is_saved"
 IMAGES = "test_batches_with_images_say_what_each_token_is"
+TYPED = "test_what_people_type_is_text"
 WEIGHTS = "test_the_weights_of_a_site_reproduce_its_output"
 BROKEN: list[tuple[type[Sound], tuple[str, ...]]] = [
     (Sound, ()),
@@ -271,7 +278,8 @@ BROKEN: list[tuple[type[Sound], tuple[str, ...]]] = [
     (HidesWhatRunsBeforeTheHead, ("test_objectives_see_the_logits_that_the_model_gives",)),
     (LoadsForTraining, ("test_the_teacher_loads_as_asked_and_the_same_each_time",)),
     (ForgetsPads, ("test_batches_of_text_say_what_each_token_is",)),
-    (CountsImagesShort, (IMAGES,)),
+    (CountsImagesShort, (IMAGES, TYPED)),
+    (ReadsTypedMarks, (TYPED,)),
     (TakesImagesForText, (IMAGES,)),
     (PromptsWithoutTheirLastToken, ("test_prompts_are_padded_on_the_left_and_begin_as_the_conversation_does",)),
     (KeepsSpecialTokens, ("test_an_answer_comes_back_as_text",)),

@@ -178,7 +178,7 @@ def _variants(
         RecipeError: with every problem of the table.
     """
     if not isinstance(table, dict):
-        raise RecipeError(name, [Problem(TABLE, f"a table was due; got {table!r}", table, "table_type")])
+        raise RecipeError(name, [Problem(TABLE, f"expected a table; got {table!r}", table, "table_type")])
     try:
         options = CompareTable.model_validate(table | ({} if seeds is None else {"seeds": seeds}))
     except ValidationError as error:
@@ -191,10 +191,12 @@ def _variants(
         options = options.model_copy(update={"cells": _without_mixers(options.cells)})
     for path, values in alternatives.items():
         if not values:
-            problems.append(Problem(f"{TABLE}.vary.{path}", "is empty; at least one alternative was due", code="empty"))
+            problems.append(
+                Problem(f"{TABLE}.vary.{path}", "is empty; expected at least one alternative", code="empty")
+            )
     own = {f"{TABLE}.cells.{cell.name}": _changes("", cell.set) for cell in options.cells}
     problems += [
-        Problem(f"{where}.set.{path}", f"is varied by {TABLE}.vary too; one place was due", code="varied_twice")
+        Problem(f"{where}.set.{path}", f"is varied by {TABLE}.vary too; expected one place", code="varied_twice")
         for where, changes in own.items()
         for path, _ in changes
         if any(f"{path}.".startswith(f"{varied}.") or f"{varied}.".startswith(f"{path}.") for varied in alternatives)
@@ -252,7 +254,7 @@ def _alternatives(table: Mapping[str, Any], problems: list[Problem], path: str =
         elif isinstance(value, list):
             yield below, value
         else:
-            text = f"a list of alternatives was due; got {value!r}"
+            text = f"expected a list of alternatives; got {value!r}"
             problems.append(Problem(f"{TABLE}.vary.{below}", text, value, "list_type"))
 
 

@@ -108,8 +108,8 @@ def difference(first: Sequence[TaskOutcomes], second: Sequence[TaskOutcomes]) ->
     for one, other in zip(first, second, strict=True):
         if one.student_SQ.shape != other.student_SQ.shape or not np.array_equal(one.teacher_Q, other.teacher_Q):
             raise ValueError(
-                f"outcomes of {one.student_SQ.shape} and {other.student_SQ.shape} seeds and questions were to be "
-                "compared; the same questions, seeds and teacher's answers were due"
+                f"outcomes of {one.student_SQ.shape} and {other.student_SQ.shape} seeds and questions cannot "
+                "be compared; expected the same questions, seeds and teacher's answers"
             )
         if one.teacher_Q.any():
             strata.append(one.kept_SQ() - other.kept_SQ())

@@ -60,7 +60,7 @@ def export_llava(
             short, or a conversation cannot be stored so that it would come back the same.
     """
     if count < 1 or start < 0:
-        raise DataError(f"{count} conversations from number {start} on were asked for; at least 1, from 0 on, was due")
+        raise DataError(f"{count} conversations from number {start} on asked for; expected at least 1, from 0 on")
     if source.size is not None and start + count > source.size:
         raise DataError(
             f"conversations {start} to {start + count - 1} were asked for, the source has 0 to {source.size - 1}"

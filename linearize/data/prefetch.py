@@ -38,7 +38,7 @@ class Prefetcher(Iterator[T], Generic[T]):
 
     def __init__(self, iterable: Iterable[T], depth: int) -> None:
         if depth < 1:
-            raise ValueError(f"prefetch depth {depth} asked for; at least 1 was due")
+            raise ValueError(f"prefetch depth {depth} asked for; expected at least 1")
         self._items: queue.SimpleQueue[T | _End] = queue.SimpleQueue()
         self._slots = threading.Semaphore(depth)
         self._stop = threading.Event()

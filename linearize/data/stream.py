@@ -99,7 +99,7 @@ def micro_batches(
     if not 0.0 <= max_padding <= 1.0:
         raise ValueError(f"max_padding {max_padding} asked for; it is a share of a row, from 0 to 1")
     if max_tokens is not None and max_tokens < 1:
-        raise ValueError(f"max_tokens {max_tokens} asked for; at least 1 was due")
+        raise ValueError(f"max_tokens {max_tokens} asked for; expected at least 1")
     lengths = [length(item) for item in items]
     groups: list[list[int]] = []
     # Whatever part of a permitted group is permitted too, so filling each group from the longest item down is optimal.

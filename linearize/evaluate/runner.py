@@ -173,7 +173,7 @@ def list_questions(benchmarks: Mapping[str, Benchmark], dial_questions: int = 0)
             at = "" if item.difficulty is None else f" at difficulty {item.difficulty}"
             raise DataError(
                 f"benchmark '{item.benchmark_name}' has no question for task '{item.task}'{at}; "
-                "at least one was due: look at its options under evaluate.benchmarks"
+                "expected at least one: look at its options under evaluate.benchmarks"
             )
     return tasks + dials
 

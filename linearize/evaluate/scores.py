@@ -19,7 +19,7 @@ def wilson_interval(correct: int, n: int, z: float = Z95) -> Interval:
         ValueError: n is not positive, or correct is not within 0..n.
     """
     if n <= 0 or not 0 <= correct <= n:
-        raise ValueError(f"{correct} right answers of {n} questions; 0 <= right <= questions, questions > 0 were due")
+        raise ValueError(f"{correct} right answers of {n} questions; expected 0 <= right <= questions, and questions")
     return _wilson(correct, n, z)
 
 
@@ -56,7 +56,7 @@ class TaskScore:
         """
         if len(teacher) != len(student) or not teacher:
             raise ValueError(
-                f"{len(teacher)} answers of the teacher, {len(student)} of the student; equal numbers above 0 were due"
+                f"{len(teacher)} answers of the teacher, {len(student)} of the student; expected equal numbers above 0"
             )
         pairs = list(zip(teacher, student, strict=True))
         return cls(

@@ -121,7 +121,7 @@ def _check_claims(copied: Collection[str], roles: dict[str, frozenset[str]], who
         )
     misplaced = sorted(name for name in copied if "qkv" not in roles[name])
     if misplaced:
-        raise PluginError(f"{who}: `projections` lead to {', '.join(misplaced)}, whose role is 'new'; 'qkv' was due")
+        raise PluginError(f"{who}: `projections` lead to {', '.join(misplaced)}, whose role is 'new'; expected 'qkv'")
 
 
 def _matched(

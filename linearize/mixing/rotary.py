@@ -53,7 +53,7 @@ def _checked(position: Position, x_BTHK: Tensor) -> Position:
     batch, length, _, key_dim = x_BTHK.shape
     if not (isinstance(position, tuple) and len(position) == 2):
         raise ValueError(
-            f"a linear site got a {type(position).__name__} as its rotary embedding; cos and sin were due. "
+            f"a linear site got a {type(position).__name__} as its rotary embedding; expected cos and sin. "
             "Set rope = false for teachers that turn q and k in another way"
         )
     cos, sin = position

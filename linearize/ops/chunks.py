@@ -128,7 +128,7 @@ def check_shapes(
         by_query_head: what else comes per token and query head, by name; True: with one entry per key channel.
 
     Raises:
-        ValueError: names the tensor, its shape and the one that was due.
+        ValueError: names the tensor, its shape and the expected one.
     """
     batch, length, heads, key_dim = q_BTNK.shape
     groups, value_dim = v_BTMV.shape[2:]

@@ -90,7 +90,7 @@ def _check_shapes(
     """Refuses shapes that do not fit together.
 
     Raises:
-        ValueError: names the tensor, its shape and the one that was due.
+        ValueError: names the tensor, its shape and the expected one.
     """
     batch, length, heads, key_dim = q_BTNK.shape
     groups, slots, value_dim = g_BTMS.shape[2], g_BTMS.shape[3], v_BTMV.shape[3]

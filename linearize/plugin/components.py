@@ -119,7 +119,7 @@ class ComponentOf:
         if isinstance(value, ResolvedComponent) and isinstance(value.spec, self.kind):
             return value
         if not isinstance(value, Mapping):
-            text = f"a table with the `type` of a {self.kind.kind} was due; got {value!r}"
+            text = f"expected a table with the `type` of a {self.kind.kind}; got {value!r}"
             raise _described([Finding((), text, value, "table_type")])
         if not isinstance(value.get("type"), str):
             raise _described([Finding(("type",), "is required", None, "missing")])

@@ -29,7 +29,7 @@ class Registry:
             kind = type(spec)
             if kind not in self._specs:
                 raise PluginError(
-                    f"plug-in '{plugin}' registered {spec!r}; one of {', '.join(k.__name__ for k in KINDS)} was due"
+                    f"plug-in '{plugin}' registered {spec!r}; expected one of {', '.join(k.__name__ for k in KINDS)}"
                 )
             if not (spec.name.isidentifier() and spec.name == spec.name.lower()):
                 raise PluginError(

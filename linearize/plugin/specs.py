@@ -47,7 +47,7 @@ class Spec:
         model = load_target(self.config, f"{self.kind} '{self.name}'")
         if not (isinstance(model, type) and issubclass(model, Config)):
             raise PluginError(
-                f"{self.kind} '{self.name}' names {self.config} as its config; a linearize Config was due"
+                f"{self.kind} '{self.name}' names {self.config} as its config; expected a linearize Config"
             )
         return model
 
@@ -99,8 +99,8 @@ class TeacherSpec(Spec):
         found = load_target(self.model_types_from, f"teacher '{self.name}'")()
         if not isinstance(found, Mapping):
             raise PluginError(
-                f"teacher '{self.name}' names {self.model_types_from}, which returned a {type(found).__name__}; a "
-                "mapping of model_type to 'package.module:ModelClass' was due"
+                f"teacher '{self.name}' names {self.model_types_from}, which returned a {type(found).__name__}; "
+                "expected a mapping of model_type to 'package.module:ModelClass'"
             )
         return found
 

@@ -259,8 +259,8 @@ def _where(case: Case) -> str:
         due = ", ".join(str(head // shared) for head in range(site.num_heads))
         return (
             "At the first token, whose output is its own v, query heads 0, 1, ... of the module read key-value heads "
-            f"{read} of weights(site); {due} are due. Reorder the heads of q, k and v; where the module shares k and v "
-            "in another way, set num_key_value_heads = num_heads at the site and give each query head its own rows."
+            f"{read} of weights(site); expected {due}. Reorder the heads of q, k and v; where the module shares k and "
+            "v in another way, set num_key_value_heads = num_heads at the site and give each query head its own rows."
         )
     return (
         "It is wrong from the first token on, whose output is its own v. So v is wrong, or v_bias, or which rows of a "

@@ -43,7 +43,7 @@ def read_tables(path: Path, _children: tuple[Path, ...] = ()) -> Table:
     if parent is None:
         return tables
     if not isinstance(parent, str):
-        text = f"the name of one recipe file was due; got {parent!r}"
+        text = f"expected the name of one recipe file; got {parent!r}"
         raise RecipeError(path.name, [Problem("extends", text, parent, "string_type")])
     return merge(read_tables(path.parent / parent, (*_children, path)), tables)
 
@@ -59,7 +59,7 @@ def apply_override(tables: Table, override: str) -> None:
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
-        text = f"--set {override}: path.to.key=value was due, such as stages.distill.steps=200"
+        text = f"--set {override}: expected path.to.key=value, such as stages.distill.steps=200"
         raise _refused(override, "", text, "override")
     target: Any = tables
     for depth, key in enumerate(keys[:-1]):
@@ -119,7 +119,7 @@ def to_inline(value: Any) -> str:
         return json.dumps(str(value), ensure_ascii=False)
     if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return json.dumps(value)
-    raise TypeError(f"a text, number, truth value, list or table was due as a recipe value; got {value!r}")
+    raise TypeError(f"expected a text, number, truth value, list or table as a recipe value; got {value!r}")
 
 
 def _inline_key(key: str) -> str:

@@ -57,7 +57,7 @@ def new_teacher(name: str, parent: Path) -> Path:
 
     if name in CONFIG_MAPPING_NAMES:
         raise PluginError(
-            f"a teacher was to be called '{name}', but transformers has models of that type, which the new ones would "
+            f"a teacher cannot be called '{name}': transformers has models of that type, which the new ones would "
             f"hide; choose another name, such as 'my_{name}', or try teacher.type = \"transformers\""
         )
     return _write("teacher", name, parent)
@@ -87,7 +87,7 @@ def _write(kind: str, name: str, parent: Path) -> Path:
 
 def _refuse_name(kind: str, name: str) -> None:
     if not name.isidentifier() or name != name.lower() or keyword.iskeyword(name):
-        raise PluginError(f"a {kind} was to be called '{name}'; names are lower_snake_case, such as 'my_{kind}'")
+        raise PluginError(f"a {kind} cannot be called '{name}'; names are lower_snake_case, such as 'my_{kind}'")
     for record in Plugins.discover().records:
         if any(spec.kind == kind and spec.name == name for spec in record.specs):
             raise PluginError(f"plug-in '{record.name}' brings a {kind} '{name}' already; choose another name")

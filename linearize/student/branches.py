@@ -45,9 +45,7 @@ def without_branch(model: nn.Module, name: str) -> Iterator[None]:
     """
     known: Collection[str] = branch_names(model)
     if name not in known:
-        raise ValueError(
-            f"branch '{name}' was to be left out; the student's branches are: {', '.join(known) or 'none'}"
-        )
+        raise ValueError(f"unknown branch '{name}'; the student's branches are: {', '.join(known) or 'none'}")
     with ExitStack() as stack:
         for slot in linearized_sites(model):
             stack.enter_context(leaving_out(slot.mixer, name))

@@ -88,7 +88,7 @@ def _made_again(target: str, base_model_type: str, what: str) -> Any:
 def _base_class(target: str, model_type: str) -> Any:
     base = load_target(target, f"the base model '{model_type}'")
     if not (isinstance(base, type) and issubclass(base, PreTrainedModel)):
-        raise PluginError(f"the base model '{model_type}' is said to be {target}; a PreTrainedModel class was due")
+        raise PluginError(f"the base model '{model_type}' is said to be {target}; expected a PreTrainedModel class")
     found = getattr(base.config_class, "model_type", None)  # type: ignore[attr-defined]
     if found != model_type:
         raise PluginError(f"the base model {target} has model_type '{found}', not '{model_type}'")

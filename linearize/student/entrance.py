@@ -28,7 +28,7 @@ SEGMENTS = "linearize_segments"
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Documents:
     """What a call says of its documents.
 
     Attributes:
@@ -67,21 +67,21 @@ class KeptAttention:
     """A hook of a teacher's attention: refuses a call that would look across documents."""
 
     site: AttentionSite
-    told: Told | None = None
+    documents: Documents | None = None
 
     def __call__(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The arguments without the keyword that only sites understand."""
-        told = self.told
+        documents = self.documents
         keyword = kwargs.pop(SEGMENTS, None)
-        if told is None:
+        if documents is None:
             # A layer that is recomputed: its first run was looked at.
             return None if keyword is None else (args, kwargs)
         cache = passed_cache(kwargs)
         seen = 0 if cache is None else int(cache.get_seq_length(self.site.cache_index))
         implementation = str(getattr(getattr(attention, "config", None), "_attn_implementation", ""))
-        if looks_across(told.segments_BT, kwargs, seen, implementation):
+        if looks_across(documents.segments_BT, kwargs, seen, implementation):
             raise ValueError(
-                f"{told.source} tells where packed documents begin, but the softmax attention of site "
+                f"{documents.source} tells where packed documents begin, but the softmax attention of site "
                 f"{self.site.index} ({self.site.path}) would look from one into another, since the mask that its "
                 "decoder made does not part them; pass position_ids that begin again together with use_cache=False "
                 "and no attention_mask, or a four-dimensional attention_mask of blocks"
@@ -94,7 +94,7 @@ class Entrance:
     """Hooks of a model, and of the decoders in it that a caller may call by themselves.
 
     Attributes:
-        watched: sites and kept attentions, which are told.
+        watched: sites and kept attentions, which get the documents of a call.
         sites: all of the model's attentions.
         config: the model's configuration.
         window: the smallest sliding window among the sites' attentions; None without one.
@@ -111,7 +111,7 @@ class Entrance:
         """Reads the arguments of a call; the keywords with the documents added, or None: nothing to add."""
         if self.inside is not None or self._is_short(args, kwargs):
             return None
-        if torch.compiler.is_compiling() and not self._may_tell(args, kwargs):
+        if torch.compiler.is_compiling() and not self._may_say(args, kwargs):
             return None
         return self._read(module, args, kwargs)
 
@@ -120,7 +120,7 @@ class Entrance:
         if self.inside is module:
             self.inside = None
             for one in self.watched:
-                one.told = None
+                one.documents = None
 
     def _is_short(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         first = _first(args, kwargs)
@@ -132,11 +132,11 @@ class Entrance:
         layers = DynamicCache(config=self.config.get_text_config(decoder=True)).layers
         return any(_is_recurrent(layer) for index, layer in enumerate(layers) if index not in slots)
 
-    def _may_tell(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def _may_say(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         mask = kwargs.get("attention_mask")
         is_plain = mask is None or (isinstance(mask, Tensor) and mask.dim() == 2)
-        told = [kwargs.get(name) for name in ("position_ids", "seq_idx", *BOUNDARIES)] + [passed_cache(kwargs)]
-        return len(args) > 1 or not is_plain or any(one is not None for one in told)
+        said = [kwargs.get(name) for name in ("position_ids", "seq_idx", *BOUNDARIES)] + [passed_cache(kwargs)]
+        return len(args) > 1 or not is_plain or any(one is not None for one in said)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _read(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -163,12 +163,12 @@ class Entrance:
         recomputes = module.training and torch.is_grad_enabled() and any(
             getattr(part, "gradient_checkpointing", False) for part in module.modules()
         )  # fmt: skip
-        told = Told(*found, recomputes)
+        documents = Documents(*found, recomputes)
         self.inside = module
         for one in self.watched:
-            one.told = told
+            one.documents = documents
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-        return (args, {**kwargs, SEGMENTS: told.segments_BT}) if takes_any else None
+        return (args, {**kwargs, SEGMENTS: documents.segments_BT}) if takes_any else None
 
 
 def check_history(cache: Any, attention_mask: Any) -> None:
@@ -224,7 +224,7 @@ def watch(model: nn.Module, sites: Sequence[AttentionSite], slots: Sequence[nn.M
     """Hooks ``model`` and the decoders in it.
 
     Args:
-        slots: the modules at the sites; each gets a ``Told``, or None, as its attribute ``told``.
+        slots: the modules at the sites; each gets ``Documents``, or None, as its attribute ``documents``.
     """
     windows = [site.window for site in sites if site.window is not None]
     entrance = Entrance([*slots], sites, getattr(model, "config", None), min(windows, default=None))

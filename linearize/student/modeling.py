@@ -89,7 +89,7 @@ def load_student(
     model_type = str(config.get("model_type"))
     if not model_type.startswith(MODEL_TYPE_PREFIX):
         raise CheckpointError(
-            f"{folder} was to be a student, but its config.json has model_type '{model_type}'; students saved by "
+            f"expected a student in {folder}, but its config.json has model_type '{model_type}'; students saved by "
             f"linearize have one that begins with '{MODEL_TYPE_PREFIX}'"
         )
     student_type = student_class(model_type.removeprefix(MODEL_TYPE_PREFIX), plugins)
@@ -104,7 +104,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         found = "the folder does not exist" if not folder.is_dir() else "it has no config.json"
-        raise CheckpointError(f"a student was to be in {folder}, but {found}; name the folder that save_student wrote")
+        raise CheckpointError(f"expected a student in {folder}, but {found}; name the folder that save_student wrote")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

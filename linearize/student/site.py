@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from linearize.protocols import AttentionSite
-from linearize.student.entrance import SEGMENTS, Told
+from linearize.student.entrance import SEGMENTS, Documents
 from linearize.student.state import passed_cache, state_layer, token_validity
 
 
@@ -76,7 +76,7 @@ class LinearizedAttention(nn.Module):
         linear: whether the student route runs the mixer.
         runs_teacher: whether the teacher route is on; ``convert.teacher_route`` sets it.
         observer: called in the teacher route with what was captured and the mixer; turns gradients on if it wants any.
-        told: where documents begin, while a call of the model runs that says so; see ``entrance``.
+        documents: where they begin, while a call of the model runs that says so; see ``entrance``.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class LinearizedAttention(nn.Module):
         self.linear = mixer is not None
         self.runs_teacher = False
         self.observer: Observer | None = None
-        self.told: Told | None = None
+        self.documents: Documents | None = None
         self._takes_input_by_name = attention is None or _takes_by_name(attention)
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
@@ -174,7 +174,7 @@ class LinearizedAttention(nn.Module):
 
     def _segments(self, x_BTD: Tensor, kwargs: Mapping[str, Any]) -> Tensor | None:
         keyword: Tensor | None = kwargs.get(SEGMENTS)
-        return keyword if self.told is None else self.told.at(x_BTD, keyword, self.site)
+        return keyword if self.documents is None else self.documents.at(x_BTD, keyword, self.site)
 
     def validity(self, x_BTD: Tensor, kwargs: Mapping[str, Any], seen: int | Tensor = 0) -> Tensor | None:
         """[B, T] bool, False at pads, from the mask that the decoder passed; None where all tokens are real."""

@@ -5,14 +5,11 @@ Import it in a test file; it is no pytest plug-in and does nothing by itself. Ne
 
 from __future__ import annotations
 
+import pkgutil
+
 import pytest
 
-pytest.register_assert_rewrite(
-    *(
-        f"linearize.testing.{name}"
-        for name in ("mixers", "seeders", "numbers", "batch_checks", "site_checks", "teacher", "teacher_inputs")
-    )
-)
+pytest.register_assert_rewrite(*(f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__)))
 
 from linearize.testing.kernels import check_kernel  # noqa: E402
 from linearize.testing.mixers import MixerConformance  # noqa: E402

@@ -88,6 +88,6 @@ def check_answer(adapter: TeacherAdapter, conversation: Conversation) -> None:
     ids_BT = batch.inputs["input_ids"][batch.loss_mask_BT][None]
     text, answer = adapter.decode(ids_BT), conversation.turns[-1].answer
     assert text == [answer], (
-        f"the tokens that the loss covers decode to {text}; ['{answer}'] was due: decode() leaves out special "
+        f"the tokens that the loss covers decode to {text}; expected ['{answer}']: decode() leaves out special "
         "tokens, and loss_mask_BT covers the answer and the token that ends it"
     )

@@ -14,10 +14,9 @@ Letters: B batch, T tokens, D model width, N query heads, K key width, V value w
 from __future__ import annotations
 
 import copy
-import functools
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, NamedTuple
 
 import pytest
@@ -28,12 +27,12 @@ from torch import Tensor, nn
 from linearize.distill.seeding import require_full_account
 from linearize.errors import LinearizeError
 from linearize.plugin.config import Config
-from linearize.plugin.discovery import Plugins
 from linearize.plugin.specs import MixerSpec, SeederSpec
-from linearize.protocols import AttentionSite, AttentionWeights, State
+from linearize.protocols import AttentionSite, State
 from linearize.recipe.toml import to_inline
 from linearize.student.branches import branches_of, leaving_out
-from linearize.testing.numbers import assert_near, distance, draw, positions_of
+from linearize.testing.mixer_inputs import attention_weights, changed_output, described, installed_plugins
+from linearize.testing.numbers import assert_near, distance, draw, positions_of, slope
 
 Options = Mapping[str, Any]
 
@@ -291,22 +290,13 @@ class MixerConformance:
                 continue  # another check names it
             along = draw(*tensor.shape, seed=4, dtype=self.dtype, device=self.device)
             along /= along.norm()
-            slope = self._slope(mixer, x, tensor, along, toward)
-            error = abs(slope - float((gradient * along).sum()))
+            found = slope(lambda: (self.run(mixer, x).y_BTNV * toward).sum(), tensor, along)
+            error = abs(found - float((gradient * along).sum()))
             # Central differences in float64 are exact to about 1e-9 here.
             assert error <= 1e-6 * float(gradient.norm()) + 1e-9, (
                 f"the gradient of {name} says {float((gradient * along).sum()):.6g} along a direction; "
-                f"differences say {slope:.6g}"
+                f"differences say {found:.6g}"
             )
-
-    @torch.no_grad()
-    def _slope(self, mixer: Any, x: Tensor, tensor: Tensor, along: Tensor, toward: Tensor) -> float:
-        sums, step, start = [], 1e-5, tensor.detach().clone()
-        for sign in (1, -1):
-            tensor.copy_(start + sign * step * along)
-            sums.append(float((self.run(mixer, x).y_BTNV * toward).sum()))
-        tensor.copy_(start)
-        return (sums[0] - sums[1]) / (2 * step)
 
     @torch.no_grad()
     def test_each_branch_can_be_left_out(self, options: Options) -> None:
@@ -422,51 +412,3 @@ class MixerConformance:
                 require_full_account(report, dict(mixer.named_parameters()), weights.tensors(), seeder)
                 unset = [name for name, p in mixer.named_parameters() if not bool(p.isfinite().all())]
                 assert not unset, f"seeder '{spec.name}' left {', '.join(unset)} not finite"
-
-
-@contextmanager
-def changed_output(module: nn.Module) -> Iterator[None]:
-    """Within it a forward hook adds to what ``module`` returns something that depends on that alone."""
-
-    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-        y, *rest = output if isinstance(output, tuple) else (output,)
-        y = y + 0.3 * torch.tanh(2 * y)
-        return (y, *rest) if isinstance(output, tuple) else y
-
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def described(state: State) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and dtype of each tensor of a state."""
-    return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
-
-
-@functools.cache
-def installed_plugins() -> Plugins:
-    """Every installed plug-in; found once, as none comes or goes while tests run."""
-    return Plugins.discover()
-
-
-def attention_weights(site: AttentionSite, *, biases: bool, norms: bool = False) -> AttentionWeights:
-    """Random weights of a site's attention, in the shapes that the protocol gives them."""
-    q, k, v = (
-        site.num_heads * site.key_dim, site.num_key_value_heads * site.key_dim,
-        site.num_key_value_heads * site.value_dim,
-    )  # fmt: skip
-    shapes: dict[str, tuple[int, ...]] = {
-        "q": (q, site.hidden_size), "k": (k, site.hidden_size), "v": (v, site.hidden_size),
-        "o": (site.hidden_size, site.num_heads * site.value_dim),
-    }  # fmt: skip
-    if biases:
-        shapes |= {"q_bias": (q,), "k_bias": (k,), "v_bias": (v,), "o_bias": (site.hidden_size,)}
-    if norms:
-        shapes |= {"q_norm": (site.key_dim,), "k_norm": (site.key_dim,)}
-    drawn: dict[str, Any] = {
-        name: draw(*shape, seed=seed, dtype=torch.float32, device="cpu")
-        for seed, (name, shape) in enumerate(shapes.items())
-    }
-    return AttentionWeights(**drawn, scale=site.key_dim**-0.5, rope_theta=10_000.0)

@@ -1,4 +1,4 @@
-"""Reproducible inputs for the kit's checks, and two measures of how far apart two tensors are.
+"""Reproducible inputs for the kit's checks, measures of how far apart two tensors are, and slopes.
 
 Letters: B batch, T tokens, D model width, K key width.
 """
@@ -36,11 +36,22 @@ def distance(found: Tensor, wanted: Tensor) -> float:
     return float(difference) if bool(difference.isfinite()) else float("inf")
 
 
+@torch.no_grad()
+def slope(value: Callable[[], Tensor], tensor: Tensor, along: Tensor, step: float = 1e-5) -> float:
+    """How fast the number ``value()`` changes as ``tensor`` moves ``along``, by central differences."""
+    values, start = [], tensor.detach().clone()
+    for sign in (1, -1):
+        tensor.copy_(start + sign * step * along)
+        values.append(float(value()))
+    tensor.copy_(start)
+    return (values[0] - values[1]) / (2 * step)
+
+
 def assert_near(found: Tensor, wanted: Tensor, tolerance: float, what: str) -> None:
     """Fails, with ``what`` and both numbers, unless ``distance`` is at most ``tolerance``."""
-    assert found.shape == wanted.shape, f"{what}: shape {tuple(found.shape)}; {tuple(wanted.shape)} was due"
+    assert found.shape == wanted.shape, f"{what}: shape {tuple(found.shape)}; expected {tuple(wanted.shape)}"
     error = distance(found, wanted)
-    assert error <= tolerance, f"{what}: off by {error:.1e} of its size; at most {tolerance:.0e} was due"
+    assert error <= tolerance, f"{what}: off by {error:.1e} of its size; expected at most {tolerance:.0e}"
 
 
 def assert_values_near(

@@ -25,7 +25,8 @@ from linearize.mixing.options import LinearMixerOptions
 from linearize.plugin.specs import SeederSpec
 from linearize.protocols import AttentionSite, AttentionWeights, SeedReport, SeedStyle
 from linearize.recipe.toml import to_inline
-from linearize.testing.mixers import MixerConformance, attention_weights, installed_plugins
+from linearize.testing.mixer_inputs import attention_weights, installed_plugins
+from linearize.testing.mixers import MixerConformance
 
 
 class SeederConformance:

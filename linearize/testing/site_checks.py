@@ -49,7 +49,7 @@ def check_call(call: SiteCall, site: AttentionSite, *, caches: bool) -> None:
     __tracebackhide__ = True
     where = f"site {site.index} ({site.path})"
     assert call.num_calls == 1, (
-        f"{where}: the decoder called it {call.num_calls} times in one forward pass; once is due"
+        f"{where}: the decoder called it {call.num_calls} times in one forward pass; expected once"
     )
     names = sorted(call.kwargs)
     num_inputs = len(call.args) + ("hidden_states" in names)
@@ -64,11 +64,11 @@ def check_call(call: SiteCall, site: AttentionSite, *, caches: bool) -> None:
         "return (output, None) from the attention, and take [0] of it in the layer"
     )
     assert len(call.projected) == 1, (
-        f"{where}: it calls '{site.output_projection}' {len(call.projected)} times; once is due, with the output of "
+        f"{where}: it calls '{site.output_projection}' {len(call.projected)} times; expected once, with the output of "
         "all heads side by side. linearize reads the heads' output there"
     )
     shape, due = tuple(call.projected[0].shape), (*call.x_BTD.shape[:2], site.num_heads * site.value_dim)
-    assert shape == due, f"{where}: '{site.output_projection}' got a tensor {shape}; [B, T, N*V] = {due} is due"
+    assert shape == due, f"{where}: '{site.output_projection}' got a tensor {shape}; expected [B, T, N*V] = {due}"
     if caches:
         assert passed_cache(call.kwargs) is not None, (
             f"{where}: with use_cache=True its decoder passes no Cache, but {names}. A mixer keeps its state in it: "
@@ -90,12 +90,12 @@ def _check_position(position: Any, site: AttentionSite, where: str, length: int)
     is_pair = isinstance(position, tuple) and len(position) == 2 and position[0].shape == position[1].shape
     fits = is_pair and position[0].dim() == 3 and position[0].shape[1] == length
     assert fits, (
-        f"{where}: position_embeddings is {shapes}; two tensors (cos, sin) of one shape [B or 1, {length}, R] are due"
+        f"{where}: position_embeddings is {shapes}; expected two tensors (cos, sin) of one shape [B or 1, {length}, R]"
     )
     width = position[0].shape[-1]
     is_possible = width % 2 == 0 and width <= site.key_dim
     assert is_possible, (
-        f"{where}: position_embeddings are {width} wide; an even number up to key_dim = {site.key_dim} is due"
+        f"{where}: position_embeddings are {width} wide; expected an even number up to key_dim = {site.key_dim}"
     )
     for part in position:
         first, second = part.chunk(2, -1)
@@ -120,7 +120,7 @@ def check_shapes(weights: AttentionWeights, site: AttentionSite) -> None:
         due["gate"] = (site.num_heads * site.value_dim, site.hidden_size)
     due |= {f"{name}_bias": shape[:1] for name, shape in due.items() if getattr(weights, f"{name}_bias") is not None}
     found = {name: tuple(getattr(weights, name).shape) for name in due}
-    wrong = [f"{name} is {found[name]}, {due[name]} was due" for name in due if found[name] != due[name]]
+    wrong = [f"{name} is {found[name]}, expected {due[name]}" for name in due if found[name] != due[name]]
     assert not wrong, (
         f"site {site.index} ({site.path}): weights(site) has other shapes than the site's numbers of heads, key_dim, "
         f"value_dim and hidden_size give: {'; '.join(wrong)}. Rows are outputs, as nn.Linear stores them"

@@ -55,7 +55,7 @@ def linear_sites(config: Mapping[str, Any], prefixes: Sequence[str]) -> list[int
         found = config.get(section, {}).get("layers_block_type")
         if not isinstance(found, list) or len(found) != num_layers or set(found) - {LINEAR, ATTENTION}:
             raise CheckpointError(
-                f"config.json: {section}.layers_block_type is {found!r}; a list of {num_layers} entries was due, "
+                f"config.json: {section}.layers_block_type is {found!r}; expected a list of {num_layers} entries, "
                 f"one per layer, each '{LINEAR}' or '{ATTENTION}'"
             )
     return [

@@ -51,7 +51,7 @@ class MmMambaFormat:
         config = read_json(folder / "config.json")
         if config.get("model_type") != MODEL_TYPE:
             raise CheckpointError(
-                f"{folder / 'config.json'} has model_type {config.get('model_type')!r}; '{MODEL_TYPE}' was due"
+                f"{folder / 'config.json'} has model_type {config.get('model_type')!r}; expected '{MODEL_TYPE}'"
             )
         adapter = self._teacher(checkpoint=str(folder))
         sites: Sequence[AttentionSite] = adapter.sites()

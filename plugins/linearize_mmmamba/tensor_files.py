@@ -29,7 +29,7 @@ def read_json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read as JSON ({error}); copy it again from its source") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file} holds a JSON {type(content).__name__}; an object was due")
+        raise CheckpointError(f"{file} holds a JSON {type(content).__name__}; expected an object")
     return content
 
 

@@ -36,7 +36,7 @@ def make_batch(
         DataError: no conversation, or one whose ``<image>`` marks and images differ in number; names it.
     """
     if not conversations:
-        raise DataError("a batch of no conversations was asked for; at least one was due")
+        raise DataError("a batch of no conversations was asked for; expected at least one")
     pixel_values, tiles = processor.pixels([image for one in conversations for image in one.images])
     rows, taken = [], 0
     for conversation in conversations:

@@ -45,7 +45,7 @@ def read_tensors(
     elif single.is_file():
         shards = {WEIGHTS: set()}
     else:
-        raise CheckpointError(f"{folder} holds neither {WEIGHTS} nor {INDEX}; weights in safetensors files were due")
+        raise CheckpointError(f"{folder} holds neither {WEIGHTS} nor {INDEX}; expected weights in safetensors files")
     state: dict[str, Tensor] = {}
     for name, keys in shards.items():
         state |= _read_shard(folder / name, keys, dtype, device)

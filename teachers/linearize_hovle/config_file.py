@@ -27,7 +27,7 @@ def read_json(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"{file} is not readable JSON ({error}); copy it again from its source") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file} holds a {type(content).__name__}; a JSON table was due")
+        raise CheckpointError(f"{file} holds a {type(content).__name__}; expected a JSON table")
     return content
 
 

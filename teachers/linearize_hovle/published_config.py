@@ -173,7 +173,7 @@ def _fixed(section: dict[str, Any], where: str) -> dict[str, Any]:
         rope |= {"rope_type": kind}
         if kind != "default":
             if "factor" not in scaling:
-                raise CheckpointError(f"{where}.rope_scaling is {scaling}; a 'factor' was due beside its type")
+                raise CheckpointError(f"{where}.rope_scaling is {scaling}; expected a 'factor' beside its type")
             rope |= {"factor": float(scaling["factor"])}
     return {
         "rope_parameters": rope,
@@ -196,7 +196,7 @@ def _refuse_unsupported(embedding: dict[str, Any], language: dict[str, Any]) -> 
         )
     if embedding.get("pixel_shuffle_loc", "pre") not in ("pre", "post"):
         raise CheckpointError(
-            f"embedding_config.pixel_shuffle_loc is {embedding['pixel_shuffle_loc']!r}; 'pre' or 'post' was due"
+            f"embedding_config.pixel_shuffle_loc is {embedding['pixel_shuffle_loc']!r}; expected 'pre' or 'post'"
         )
     widths = {
         embedding.get("hidden_size"),

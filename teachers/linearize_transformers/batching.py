@@ -81,7 +81,7 @@ class Batcher:
             DataError: no conversation, or one that the template or the processor cannot take; names it.
         """
         if not conversations:
-            raise DataError("a batch of no conversations was asked for; at least one was due")
+            raise DataError("a batch of no conversations was asked for; expected at least one")
         prompts = [
             self.template.prompt(self.typed.hand_over(one), for_generation=for_generation) for one in conversations
         ]

@@ -67,7 +67,7 @@ def _scale(options: dict[str, Any], adapter: str) -> float:
     numbers = {name: options.get(name) for name in ("r", "lora_alpha")}
     wrong = [f"{name} = {number!r}" for name, number in numbers.items() if not _is_positive(number)]
     if wrong:
-        raise _refusal(f"'{adapter}' has {', '.join(wrong)} in its {CONFIG}; numbers above 0 were due")
+        raise _refusal(f"'{adapter}' has {', '.join(wrong)} in its {CONFIG}; expected numbers above 0")
     rank, alpha = float(options["r"]), float(options["lora_alpha"])
     return alpha / (rank**0.5 if options.get("use_rslora") else rank)
 
@@ -82,7 +82,7 @@ def _pairs(state: dict[str, Tensor], adapter: str) -> dict[str, tuple[Tensor, Te
     for key, tensor in state.items():
         end = next((number for number, end in enumerate(ENDS) if key.endswith(end)), None)
         if end is None or not key.startswith(PREFIX):
-            raise _refusal(f"'{adapter}' holds {key}; names {PREFIX}*{ENDS[0]} and {PREFIX}*{ENDS[1]} were due")
+            raise _refusal(f"'{adapter}' holds {key}; expected names {PREFIX}*{ENDS[0]} and {PREFIX}*{ENDS[1]}")
         halves[end][key[len(PREFIX) : -len(ENDS[end])]] = tensor
     if alone := sorted(halves[0].keys() ^ halves[1].keys()):
         raise _refusal(f"'{adapter}' has only one of A and B for {', '.join(alone)}")
@@ -96,7 +96,7 @@ def _linear(model: nn.Module, name: str, adapter: str) -> nn.Linear:
         module = None
     if not isinstance(module, nn.Linear):
         found = "no such module" if module is None else f"a {type(module).__name__} there"
-        raise _refusal(f"'{adapter}' adapts {name}, but {type(model).__name__} has {found}; a linear layer was due")
+        raise _refusal(f"'{adapter}' adapts {name}, but {type(model).__name__} has {found}; expected a linear layer")
     return module
 
 

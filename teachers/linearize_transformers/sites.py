@@ -89,8 +89,8 @@ def find_sites(model: nn.Module) -> list[FoundSite]:
         if name is None:
             if not any(getattr(layer, other, None) is not None for other in OTHER_MIXERS):
                 raise _refusal(
-                    f"{path}.{number} is a {type(layer).__name__} with {_children(layer)}; an attention under one of "
-                    f"the names {', '.join(ATTENTION_NAMES)} was due, or a mixer that is none "
+                    f"{path}.{number} is a {type(layer).__name__} with {_children(layer)}; expected an attention under "
+                    f"one of the names {', '.join(ATTENTION_NAMES)}, or a mixer that is none "
                     f"({', '.join(OTHER_MIXERS)})"
                 )
             continue
@@ -133,7 +133,7 @@ def _decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
             f"nothing to make linear, or it is called otherwise; the decoder holds {_children(decoder)}"
         )
     if len(lists) > 1:
-        raise _refusal(f"{who} has {len(lists)} lists of layers, {', '.join(name for name, _ in lists)}; one was due")
+        raise _refusal(f"{who} has {len(lists)} lists of layers, {', '.join(name for name, _ in lists)}; expected one")
     name, layers = lists[0]
     return ".".join(part for part in (root, name) if part), layers
 
@@ -219,7 +219,7 @@ def _problems(attention: nn.Module, *, has_prefix: bool) -> Iterator[str]:
         if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
     }
     if "hidden_states" not in parameters or not any(name in parameters for name in CACHE_ARGUMENTS):
-        yield f"its forward takes {', '.join(parameters)}; hidden_states and {CACHE_NAME} were due"
+        yield f"its forward takes {', '.join(parameters)}; expected hidden_states and {CACHE_NAME}"
     elif unknown := sorted(required - REQUIRED_ARGUMENTS):
         yield f"its forward requires {', '.join(unknown)}, which a mixer knows nothing of"
 

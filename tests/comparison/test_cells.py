@@ -163,9 +163,9 @@ def test_the_problems_of_the_table_are_told_together(tables: Tables) -> None:
     }
     cells = [{"name": "a", "set": {"student": {"mixer": {"type": "mamba2"}}}}]
     assert problems(tables(vary=vary, cells=cells)) == (
-        "compare.vary.student.mixer.conv_width: a list of alternatives was due; got 4",
-        "compare.vary.student.mixer.type: is empty; at least one alternative was due",
-        "compare.cells.a.set.student.mixer.type: is varied by compare.vary too; one place was due",
+        "compare.vary.student.mixer.conv_width: expected a list of alternatives; got 4",
+        "compare.vary.student.mixer.type: is empty; expected at least one alternative",
+        "compare.cells.a.set.student.mixer.type: is varied by compare.vary too; expected one place",
         "compare.vary.evaluate.batch_size: all cells share `evaluate`: cells that are asked other questions cannot be "
         "compared",
         "compare.vary.teacher.type: all cells share `teacher`: what a student keeps is measured against one teacher",
@@ -181,13 +181,13 @@ def test_the_problems_of_the_table_are_told_together(tables: Tables) -> None:
             None,
             "compare: nothing is varied; give --mixer A,B with two mixers or a [compare] table with `vary` or `cells`",
         ),
-        ({}, [], "compare.vary.student.mixer.type: is empty; at least one alternative was due"),
+        ({}, [], "compare.vary.student.mixer.type: is empty; expected at least one alternative"),
         ({}, ["mamba2", "mamba2"], "compare: two cells have the same name: mamba2"),
         ({"cells": [{"name": "a"}, {"name": "a"}]}, None, "compare: two cells have the same name: a"),
         (
             {"vary": {"run_": {"lr": [float("inf")]}}},
             None,
-            "compare.vary.run_.lr: a text, number, truth value, list or table was due as a recipe value; got inf",
+            "compare.vary.run_.lr: expected a text, number, truth value, list or table as a recipe value; got inf",
         ),
         ({"cells": [{"name": "a b"}]}, None, "compare.cells.0.name: String should match pattern"),
         ({"seeds": 0}, None, "compare.seeds: Input should be greater than 0; got 0"),

@@ -164,7 +164,7 @@ def test_a_task_that_the_teacher_never_gets_right_counts_nowhere() -> None:
 def test_other_questions_or_another_number_of_seeds_cannot_be_compared() -> None:
     with pytest.raises(ValueError, match=r"outcomes of \(1, 4\) and \(1, 3\) seeds and questions"):
         difference([outcomes("1111")], [outcomes("111")])
-    with pytest.raises(ValueError, match="the same questions, seeds and teacher's answers were due"):
+    with pytest.raises(ValueError, match="expected the same questions, seeds and teacher's answers"):
         difference([outcomes("1111")], [outcomes("1111", "1111")])
 
 

@@ -46,7 +46,7 @@ def test_a_name_that_is_no_lower_snake_case_is_refused(name: str) -> None:
 
 
 def test_something_that_is_no_spec_of_a_known_kind_is_refused() -> None:
-    with pytest.raises(PluginError, match=r"plug-in 'one' registered .*; one of TeacherSpec, .* was due"):
+    with pytest.raises(PluginError, match=r"plug-in 'one' registered .*; expected one of TeacherSpec, "):
         Registry().registrar("one")(Spec(name="thing", build="a:b", source=SOURCE))
 
 
@@ -80,6 +80,6 @@ def test_a_target_that_cannot_be_imported_says_who_needs_it_and_why() -> None:
 def test_a_config_that_is_no_config_model_is_refused_by_name() -> None:
     spec = dataclasses.replace(MAMBA2, config="json:JSONDecoder")
     with pytest.raises(
-        PluginError, match=r"mixer 'mamba2' names json:JSONDecoder as its config; a linearize Config was due"
+        PluginError, match=r"mixer 'mamba2' names json:JSONDecoder as its config; expected a linearize Config"
     ):
         spec.config_class()

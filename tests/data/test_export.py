@@ -196,7 +196,7 @@ def test_a_source_that_is_too_short_and_senseless_counts_are_refused(tmp_path: P
     source.size = 4
     with pytest.raises(DataError, match="conversations 2 to 6 were asked for, the source has 0 to 3"):
         export_llava(source, 5, tmp_path / "out", start=2)
-    with pytest.raises(DataError, match="0 conversations from number 0 on were asked for"):
+    with pytest.raises(DataError, match="0 conversations from number 0 on asked for; expected at least 1"):
         export_llava(source, 0, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 

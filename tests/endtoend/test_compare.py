@@ -116,7 +116,7 @@ def test_a_student_that_cannot_be_timed_leaves_the_others_alone(
     student = cwd / result.folder / "cells" / "pure" / "seed-0" / "student"
     measured = measure_decoding(tables, {"lost": tmp_path, "pure": student}, new_tokens=1, rounds=1)
     assert set(measured["students"]) == {"pure"}
-    assert measured["failed"]["lost"].startswith("CheckpointError: a student was to be in ")
+    assert measured["failed"]["lost"].startswith("CheckpointError: expected a student in ")
     assert len(measured["teacher"]["ms_by_round"]) == 1
 
 

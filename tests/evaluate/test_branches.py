@@ -169,7 +169,7 @@ def test_a_student_without_branches_has_no_results_of_them(asked: Any, student: 
 def test_a_branch_that_no_site_has_is_refused_with_those_there_are(student: Student) -> None:
     model = student(window=1.0, linear=1.0)
     with (
-        pytest.raises(ValueError, match="branch 'far' was to be left out; the student's branches are: window, linear"),
+        pytest.raises(ValueError, match="unknown branch 'far'; the student's branches are: window, linear"),
         without_branch(model, "far"),
     ):
         pass

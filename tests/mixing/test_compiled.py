@@ -14,7 +14,7 @@ from torch import Tensor
 
 from linearize.plugin.specs import MixerSpec
 from linearize.testing import MixerConformance
-from linearize.testing.mixers import installed_plugins
+from linearize.testing.mixer_inputs import installed_plugins
 from linearize.testing.numbers import assert_near, draw, positions_of
 
 SITE = MixerConformance.site

@@ -16,7 +16,7 @@ from linearize.protocols import AttentionSite, AttentionWeights, SeedReport
 from linearize.recipe.reference import OWN_ORIGINS
 from linearize.student.mixers import build_mixer
 from linearize.testing import MixerConformance
-from linearize.testing.mixers import attention_weights
+from linearize.testing.mixer_inputs import attention_weights
 from linearize.testing.numbers import positions_of
 
 SITE = MixerConformance.site

@@ -20,7 +20,7 @@ from linearize.errors import PluginError
 from linearize.plugin.specs import MixerSpec
 from linearize.protocols import SiteNorm
 from linearize.testing import MixerConformance
-from linearize.testing.mixers import installed_plugins
+from linearize.testing.mixer_inputs import installed_plugins
 from linearize.testing.numbers import distance, draw, positions_of
 
 TOKENS = 4

@@ -270,7 +270,7 @@ def test_models_that_a_teacher_does_not_list_are_made_when_they_are_asked_for(pl
 
 def test_a_function_that_gives_no_models_is_the_plug_ins_fault(plugins: Plugins) -> None:
     _open_ended(plugins, f"{__name__}:no_models")
-    with pytest.raises(PluginError, match="returned a list; a mapping of model_type"):
+    with pytest.raises(PluginError, match="returned a list; expected a mapping of model_type"):
         student_class("mistral")
     with pytest.warns(UserWarning, match="students of further models cannot be loaded: .*returned a list"):
         register_students()

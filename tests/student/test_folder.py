@@ -393,7 +393,7 @@ def test_two_teachers_with_different_models_of_one_type_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("target", "match"), [("json:dumps", "a PreTrainedModel class was due"), ("no_such:X", "import failed")]
+    ("target", "match"), [("json:dumps", "expected a PreTrainedModel class"), ("no_such:X", "import failed")]
 )
 def test_a_teacher_with_a_wrong_model_class_is_refused(
     target: str, match: str, llama: Any, plugins: Plugins, tmp_path: Path

@@ -136,7 +136,7 @@ MISTAKES: dict[str, tuple[AttentionWeights, str]] = {
     ),
     "keys and values in another order": (
         replace(RIGHT, v=heads(RIGHT.v, [1, 0]), v_bias=heads(RIGHT.v_bias, [1, 0])),
-        "query heads 0, 1, ... of the module read key-value heads 1, 1, 0, 0 of weights(site); 0, 0, 1, 1 are due.",
+        "query heads 0, 1, ... of the module read key-value heads 1, 1, 0, 0 of weights(site); expected 0, 0, 1, 1.",
     ),
     "values that are none": (
         replace(RIGHT, v=RIGHT.v * 1.5),

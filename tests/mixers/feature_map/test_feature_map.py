@@ -17,7 +17,7 @@ from linearize.plugin.discovery import Plugins
 from linearize.plugin.specs import SeederSpec
 from linearize.protocols import SeedStyle
 from linearize.testing import MixerConformance
-from linearize.testing.mixers import attention_weights
+from linearize.testing.mixer_inputs import attention_weights
 
 SITE = MixerConformance.site
 HEADS, GROUPS, K, V = 4, 2, 6, 5

@@ -18,7 +18,7 @@ from linearize.mixing.rotary import rotate
 from linearize.plugin.specs import SeederSpec
 from linearize.protocols import AttentionSite
 from linearize.testing import MixerConformance, SeederConformance
-from linearize.testing.mixers import attention_weights, installed_plugins
+from linearize.testing.mixer_inputs import attention_weights, installed_plugins
 from linearize.testing.numbers import draw, positions_of
 
 SITE = MixerConformance.site

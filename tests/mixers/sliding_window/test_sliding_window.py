@@ -18,7 +18,7 @@ from linearize.plugin.specs import SeederSpec
 from linearize.proof.attention import attend
 from linearize.protocols import AttentionSite, AttentionWeights, SeedReport, SiteNorm
 from linearize.testing import MixerConformance, SeederConformance
-from linearize.testing.mixers import attention_weights
+from linearize.testing.mixer_inputs import attention_weights
 from linearize.testing.numbers import draw, positions_of
 
 SITE = MixerConformance.site

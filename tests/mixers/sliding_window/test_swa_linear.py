@@ -19,7 +19,7 @@ from linearize.plugin.specs import SeederSpec
 from linearize.protocols import AttentionSite
 from linearize.recipe.load import load_recipe
 from linearize.testing import MixerConformance, SeederConformance
-from linearize.testing.mixers import attention_weights, installed_plugins
+from linearize.testing.mixer_inputs import attention_weights, installed_plugins
 from linearize.testing.numbers import draw
 
 SITE = MixerConformance.site

@@ -175,7 +175,7 @@ def test_a_config_of_another_model_type_is_refused(
 ) -> None:
     checkpoints.write(make_student(), tmp_path)
     edit_config(tmp_path, model_type="internvl_chat")
-    with pytest.raises(CheckpointError, match="model_type 'internvl_chat'; 'mmMamba_chat' was due"):
+    with pytest.raises(CheckpointError, match="model_type 'internvl_chat'; expected 'mmMamba_chat'"):
         checkpoints.read(tmp_path)
 
 
@@ -186,7 +186,7 @@ def test_a_list_of_layer_types_that_does_not_fit_is_refused(
     checkpoints.write(make_student(), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     edit_config(tmp_path, llm_config=config["llm_config"] | {"layers_block_type": found})
-    with pytest.raises(CheckpointError, match=r"llm_config.layers_block_type is .*a list of 3 entries was due"):
+    with pytest.raises(CheckpointError, match=r"llm_config.layers_block_type is .*expected a list of 3 entries"):
         checkpoints.read(tmp_path)
 
 

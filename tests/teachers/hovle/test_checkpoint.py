@@ -152,7 +152,7 @@ def test_a_quantised_checkpoint_is_refused_by_its_configuration(section: str | N
     [
         ("embedding_config", {"use_ls": True}, "use_ls is true"),
         ("embedding_config", {"special_token_maps": {"<img>": 96}}, "special_token_maps is not empty"),
-        ("embedding_config", {"pixel_shuffle_loc": "middle"}, "'pre' or 'post' was due"),
+        ("embedding_config", {"pixel_shuffle_loc": "middle"}, "expected 'pre' or 'post'"),
         ("embedding_config", {"llm_hidden_size": 64}, "must have one width"),
         ("llm_config", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "'linear' and 'dynamic'"),
     ],

@@ -91,15 +91,15 @@ def test_adapters_that_cannot_be_merged_are_refused(checkpoint: Callable[[str], 
     for options, message in (
         ({"use_dora": True}, "is LORA with use_dora; plain LoRA can be merged here"),
         ({"peft_type": "IA3"}, "is IA3; plain LoRA can be merged here"),
-        ({"r": 0, "lora_alpha": "6"}, r"has r = 0, lora_alpha = '6' in its adapter_config\.json; numbers above 0 were"),
-        ({"r": None}, r"has r = None in its adapter_config\.json; numbers above 0 were due"),
+        ({"r": 0, "lora_alpha": "6"}, r"has r = 0, lora_alpha = '6' in its adapter_config\.json; expected numbers"),
+        ({"r": None}, r"has r = None in its adapter_config\.json; expected numbers above 0"),
     ):
         write(tmp_path, lora, **options)
         with refused(message):
             load(folder, str(tmp_path))
     for pairs, message in (
-        ({"model.layers.7.self_attn.qkv_proj": (a, b)}, r"adapts model\.layers\.7.*has no such module; a linear layer"),
-        ({"model.norm": (a, b)}, "has a Phi4MultimodalRMSNorm there; a linear layer was due"),
+        ({"model.layers.7.self_attn.qkv_proj": (a, b)}, r"adapts model\.layers\.7.*has no such module; expected"),
+        ({"model.norm": (a, b)}, "has a Phi4MultimodalRMSNorm there; expected a linear layer"),
         ({ADAPTED[1]: (a[:, :8], b)}, r"has B \(64, 3\) and A \(3, 8\) for model\.layers\.1\.mlp\.gate_up_proj, whose"),
     ):
         write(tmp_path, pairs)
@@ -109,7 +109,7 @@ def test_adapters_that_cannot_be_merged_are_refused(checkpoint: Callable[[str], 
     with refused(r"has only one of A and B for model\.layers\.0\.self_attn\.qkv_proj"):
         load(folder, str(tmp_path))
     save_file({"base_model.model.lm_head.weight": a.clone()}, tmp_path / "adapter_model.safetensors")
-    with refused(r"holds base_model\.model\.lm_head\.weight; names base_model"):
+    with refused(r"holds base_model\.model\.lm_head\.weight; expected names base_model"):
         load(folder, str(tmp_path))
     save_file({}, tmp_path / "adapter_model.safetensors")
     with refused("holds no tensor"):

@@ -93,13 +93,13 @@ def with_two_stacks(model: Any) -> None:
         (without_a_query, r"layers\.1\.self_attn \(LlamaAttention\) cannot become.*its children are k_proj, v_proj, "
          "o_proj, while the known forms are q_proj, k_proj, v_proj and o_proj"),
         (with_an_indexer, r"layers\.1.*a learned choice of keys \(sparse attention\)"),
-        (with_other_arguments, r"layers\.1.*its forward takes x; hidden_states and CACHE were due"),
-        (with_a_layer_of_another_kind, r"layers\.1 is a Sequential with 0; an attention under one of the"),
+        (with_other_arguments, r"layers\.1.*its forward takes x; expected hidden_states and CACHE"),
+        (with_a_layer_of_another_kind, r"layers\.1 is a Sequential with 0; expected an attention under one of the"),
         (with_a_mixer_beside, r"layers\.1 \(LlamaDecoderLayer\) has both 'self_attn' and 'mamba', which work side by"),
-        (with_two_stacks, r"\(model, a LlamaModel\) has 2 lists of layers, layers, more; one was due"),
+        (with_two_stacks, r"\(model, a LlamaModel\) has 2 lists of layers, layers, more; expected one"),
     ],
 )  # fmt: skip
-def test_what_is_not_understood_is_named_with_what_was_due(change: Callable[[Any], None], message: str) -> None:
+def test_what_is_not_understood_is_named_with_what_is_expected(change: Callable[[Any], None], message: str) -> None:
     model = empty_model(CONFIG_MAPPING["llama"](**TEXT))
     change(model)
     with pytest.raises(CheckpointError, match=rf"{message.replace('CACHE', CACHE_NAME)}.*{NEXT_STEP}"):

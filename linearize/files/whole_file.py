@@ -27,7 +27,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.part")
     ours = re.compile(rf"\.{re.escape(path.name)}\.([^.]*)\.(\d+)\.part")
     for other in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        if other != part and (named := ours.fullmatch(other.name)) and _is_left_over(other, *named.groups()):
+        if (named := ours.fullmatch(other.name)) and _is_left_over(other, *named.groups()):
             other.unlink(missing_ok=True)
     try:
         yield part

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import tomli_w
+from checkout import environment
 
 from linearize.errors import RunError
 from linearize.files.run_folder import FORMAT, RunFolder, differences
@@ -81,6 +82,25 @@ def test_a_key_that_an_older_release_did_not_have_is_at_its_default(
             folder.claim(load_recipe(tables, ["evaluate.num_examples=7"], plugins))
 
 
+def test_a_stage_may_change_as_far_as_it_has_not_been_trained(
+    folder: RunFolder, tables: dict[str, Any], plugins: Plugins
+) -> None:
+    stage = folder.stage(0, "align")
+    lr, steps = "stages.align.lr=5e-4", "stages.align.steps=7"
+    with folder.locked():
+        folder.claim(load_recipe(tables, [], plugins))
+        assert folder.claim(load_recipe(tables, [steps], plugins)) == ["stages.align.steps: was 2, now 7"]
+        (stage / "checkpoints" / "step-00000001").mkdir(parents=True)
+        assert folder.claim(load_recipe(tables, [steps, lr], plugins)) == ["stages.align.lr: was 0.001, now 0.0005"]
+        [change] = json.loads(folder.changes.read_text())
+        assert (change["stage"], change["step"]) == ("align", 1)
+        with pytest.raises(RunError, match=r"stages\.align\.steps: was 7, now 2"):
+            folder.claim(load_recipe(tables, [lr], plugins))
+        (stage / "done.json").touch()
+        with pytest.raises(RunError, match=r"stages\.align\.lr: was 0\.0005, now 0\.001"):
+            folder.claim(load_recipe(tables, [steps], plugins))
+
+
 def test_a_recipe_in_the_folder_that_cannot_be_read_is_refused(
     folder: RunFolder, tables: dict[str, Any], plugins: Plugins
 ) -> None:
@@ -93,6 +113,7 @@ def test_a_recipe_in_the_folder_that_cannot_be_read_is_refused(
 def test_a_second_process_is_refused_while_the_first_runs_and_let_in_after_it(folder: RunFolder) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", LOCK_AND_WAIT, str(folder.path)],
+        env=environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

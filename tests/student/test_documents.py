@@ -14,6 +14,7 @@ from linearize.plugin.discovery import Plugins
 from linearize.plugin.specs import MixerSpec
 from linearize.student.convert import observe, release_teacher, teacher_route
 from linearize.student.documents import segments
+from linearize.student.entrance import Documents
 from linearize.student.site import SiteCapture
 from linearize.student.state import CACHE_NAME
 
@@ -199,6 +200,24 @@ def test_positions_of_one_document_are_taken_for_one() -> None:
     hole = {"attention_mask": torch.tensor([[1, 1, 0, 0, 1, 1]])}
     assert _starts({"position_ids": torch.arange(6)[None]} | hole) is None
     assert _starts({"position_ids": torch.arange(4, 10)[None], CACHE_NAME: DynamicCache()}, seen=4) is None
+
+
+def test_positions_that_jump_begin_a_document_where_the_attention_takes_them_so() -> None:
+    """Without a mask and a cache transformers parts a row wherever a position is not the next one."""
+    ids, jumps = torch.ones(1, 5, dtype=torch.long), torch.tensor([[0, 1, 2, 7, 8]])
+    found = segments({"input_ids": ids, "position_ids": jumps}, 1, 5)
+    assert found is not None
+    assert found[0].tolist() == [[0, 0, 0, 1, 1]]
+    for beside in ({"attention_mask": torch.ones_like(ids)}, {CACHE_NAME: DynamicCache()}):
+        assert segments({"input_ids": ids, "position_ids": jumps, **beside}, 1, 5) is None
+
+
+def test_documents_that_a_recomputed_layer_would_not_get_are_refused(llama: Any) -> None:
+    site, x = llama.sites[0], torch.zeros(1, 2, 4)
+    documents = Documents(torch.tensor([[0, 1]]), "seq_idx", recomputes=True)
+    assert documents.at(x, documents.segments_BT, site) is documents.segments_BT
+    with pytest.raises(ValueError, match=r"decoder of site 0 .* hands no keywords on"):
+        documents.at(x, None, site)
 
 
 def test_images_that_repeat_positions_are_no_documents() -> None:

@@ -126,6 +126,14 @@ def test_a_component_without_the_members_of_its_protocol_is_a_fault(check: Any, 
     assert "its object lacks `" in problem.text
 
 
+def test_a_member_that_has_to_be_a_method_and_cannot_be_called_is_lacking(check: Any) -> None:
+    class Listed(Benchmark):
+        questions = ("what is red?",)  # type: ignore[assignment]
+
+    problem = the_fault(check("evaluate.benchmarks.0", Listed), "evaluate.benchmarks.0")
+    assert "its Listed lacks `questions`;" in problem.text
+
+
 @pytest.mark.parametrize("error", [ValueError("too odd"), DataError("too odd")])
 def test_what_a_component_refuses_is_a_problem_of_the_recipe_and_no_fault(check: Any, error: Exception) -> None:
     def build(config: object) -> None:

@@ -47,6 +47,19 @@ def test_rows_are_reordered_repeated_and_selected_in_every_tensor() -> None:
     assert layer.states["s"].tolist() == [[4, 5], [0, 1]]
 
 
+def test_counts_of_real_tokens_go_with_their_rows() -> None:
+    layer = _filled()
+    layer.put(2, layer.states, torch.tensor([[True, True], [False, True], [False, False]]))
+    layer.reorder_cache(torch.tensor([2, 2, 0]))
+    assert layer.progress.real_B is not None
+    assert layer.progress.real_B.tolist() == [5, 5, 7]
+    layer.batch_repeat_interleave(2)
+    layer.batch_select_indices(torch.tensor([0, 5]))
+    assert layer.progress.real_B.tolist() == [5, 7]
+    layer.put(3, layer.states)
+    assert layer.progress.real_B.tolist() == [8, 10]
+
+
 def test_a_slot_holds_no_keys_and_lets_decoders_count_them() -> None:
     layer = _filled()
     assert layer.is_initialized

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import Any, ClassVar
 
 import torch
+import transformers
 from torch import Tensor
 from transformers.generation import GenerationMixin, StoppingCriteriaList
 from transformers.generation import utils as generation_utils
@@ -23,6 +24,8 @@ from linearize.student.static_state import StaticStateLayer, linear_sites, make_
 ACCELERATORS = ("cuda", "xpu")
 RAW_IMAGES = frozenset(getattr(generation_utils, "MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL", ("pixel_values",)))
 """What a model takes with the first tokens of a prompt alone."""
+GOES_ON_IN_PIECES = "mm_encoder_outputs" in RAW_IMAGES
+"""Whether this release of transformers reads what is left of a prompt in pieces; others begin again at its first."""
 
 _watching: ContextVar[RowsEnded | None] = ContextVar("rows_ended", default=None)
 """The criteria of the ``generate()`` that runs now."""
@@ -100,6 +103,12 @@ class StatefulGeneration(GenerationMixin):
         )
 
     def _prepare_static_cache(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not (GOES_ON_IN_PIECES or is_all_linear(self) or len(_attention_types(self)) < 2):
+            raise ValueError(
+                "a cache of fixed size was asked for, and this student keeps attention in a model whose layers attend "
+                f"in several ways; under transformers {transformers.__version__} its answers may differ. Install "
+                "transformers 5.23 or newer, or use the default cache"
+            )
         cache = super()._prepare_static_cache(*args, **kwargs)
         make_states_static(self, cache, self._previous_max_cache_length)
         return cache
@@ -130,6 +139,13 @@ class StatefulGeneration(GenerationMixin):
         first = 0
         if generation_config.prefill_chunk_size is not None and kwargs.get("is_first_iteration", True):
             first = end_of_images(self.config, input_ids, model_kwargs)
+            cache = passed_cache(model_kwargs)
+            if not GOES_ON_IN_PIECES and (first or (cache is not None and int(cache.get_seq_length()))):
+                raise ValueError(
+                    "prefill_chunk_size is set for a prompt with images, or for a cache that has read tokens already: "
+                    f"transformers {transformers.__version__} would read the prompt from its first token again. "
+                    "Install transformers 5.23 or newer, or leave prefill_chunk_size out"
+                )
         chunk_size, compiles_not = generation_config.prefill_chunk_size, generation_config.disable_compile
         generation_config.disable_compile = True
         try:
@@ -170,6 +186,10 @@ def end_of_images(config: Any, ids_BT: Tensor, inputs: Mapping[str, Any]) -> int
         image_BT = torch.isin(ids_BT, torch.tensor(ids, device=ids_BT.device))
     at_T = image_BT.any(0).nonzero()
     return int(at_T[-1]) + 1 if len(at_T) else ids_BT.shape[1]
+
+
+def _attention_types(model: Any) -> set[str]:
+    return set(getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ())
 
 
 def is_all_linear(model: Any) -> bool:

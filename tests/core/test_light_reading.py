@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+import transformers
 from checkout import imported_by, python
+from packaging.version import Version
 
 from linearize.cli.light import only_reads
 
@@ -29,7 +31,9 @@ def test_checking_a_teacher_that_is_known_from_its_configuration_needs_no_model_
 ) -> None:
     imported = imported_by("check", str(recipe), cwd=tmp_path)
     assert "torch" in imported
-    assert imported & (HEAVY | MODEL_CODE) == set()
+    assert imported & HEAVY == set()
+    if Version(transformers.__version__) >= Version("5.23"):  # older ones import the compiler with a configuration
+        assert imported & MODEL_CODE == set()
 
 
 def test_planning_imports_nothing_that_trains_or_draws(recipe: Path, tmp_path: Path) -> None:

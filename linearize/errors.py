@@ -162,5 +162,8 @@ def did_you_mean_path(name: str | Path) -> str:
     except OSError:
         return ""
     whole = [near for near in names if (missing.with_name(near) / rest).expanduser().exists()]
-    near = difflib.get_close_matches(missing.name, whole or names, n=1, cutoff=0.6)
+    # What a name shares with another by its ending alone, such as ".toml", makes them no nearer.
+    stems = difflib.get_close_matches(missing.stem, {Path(near).stem for near in whole or names}, cutoff=0.6)
+    alike = [near for near in whole or names if Path(near).stem in stems]
+    near = difflib.get_close_matches(missing.name, alike, n=1, cutoff=0.6)
     return f" Did you mean '{missing.with_name(near[0]) / (rest if whole else '')}'?" if near else ""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from linearize.data.bad_records import BadRecordError
 from linearize.data.messages import NOT_A_RECORD, ImageReference, Message, check_text, image_reference, read_messages
 from linearize.protocols.conversation import IMAGE_MARK, Turn
+from linearize.wording import counted
 
 SystemHandling = Literal["refuse", "prepend", "drop"]
 
@@ -66,7 +67,9 @@ def parse_record(value: object, *, system: SystemHandling = "refuse") -> Record:
         turns[0] = Turn(f"{IMAGE_MARK}\n{turns[0].question}", turns[0].answer)
     elif num_marks != len(images):
         raise BadRecordError(
-            f"wrong number of {IMAGE_MARK} marks", f"{num_marks} in the questions for {len(images)} images"
+            f"wrong number of {IMAGE_MARK} marks",
+            f"{num_marks} in the questions for {counted(len(images), 'image')}"
+            + ("; each one in a question stands for an image" if num_marks > len(images) else ""),
         )
     return Record(tuple(turns), images, _name(value, "id"), _name(value, "task"), mark_added)
 

@@ -151,13 +151,26 @@ class RunFolder:
                 f"{self.path} holds a run of another recipe; what changed:\n"
                 + "\n".join(f"  - {change}" for change in changes)
                 + "\nUndo the change, give the run another run.name, or start over with --fresh, "
-                "which keeps the old folder beside. A stage that is not finished may change its "
-                f"{', '.join(CHANGES_AT_WORK)}, and one that has not begun all of it"
+                f"which keeps the old folder beside.{self._what_may_change(after)}"
             )
         if at_work:
             write_json(self.changes, [*(read_json(self.changes) or []), *at_work])
         write_text(self.recipe, text)
         return changes
+
+    def _what_may_change(self, recipe: dict[str, Any]) -> str:
+        """A sentence on the stages that are not finished; "" where all are."""
+        for number, stage in enumerate(recipe.get("stages", [])):
+            folder = self.stage(number, entry_name(stage))
+            if not (folder / "done.json").exists():
+                has_begun = next(folder.glob("checkpoints/step-*"), None) is not None
+                keys = (
+                    f"{', '.join(CHANGES_AT_WORK)} of stage '{entry_name(stage)}', which has begun, and "
+                    if has_begun
+                    else ""
+                )
+                return f" What may change: {keys}all of a stage that has not begun"
+        return ""
 
     def _changed_at_work(self, before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]] | None:
         """The stages at work that a changed recipe changes, each with its step; None where it changes anything else."""

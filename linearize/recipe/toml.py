@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from linearize.errors import Problem, RecipeError, did_you_mean, entry_name
+from linearize.errors import Problem, RecipeError, did_you_mean, did_you_mean_path, entry_name
 from linearize.plugin.tables import Table, merge
 from linearize.recipe.toml_fault import describe_fault
 
@@ -29,9 +29,9 @@ def read_tables(path: Path, _children: tuple[Path, ...] = ()) -> Table:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        near = did_you_mean(path.name, [other.name for other in path.parent.glob("*.toml")])
         raise RecipeError(
-            path.name, [Problem("", f"there is no such file in {path.parent}.{near}", code="no_file")]
+            path.name,
+            [Problem("", f"there is no such file in {path.parent}.{did_you_mean_path(path)}", code="no_file")],
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(path.name, [Problem("", f"cannot be read: {error}", code="unreadable")]) from error

@@ -82,7 +82,7 @@ def render_page(run: RunRecord, results: Mapping[str, Any], charts: Mapping[str,
         site_table=_site_table(run),
         examples=[_shown_example(run, example) for example in run.examples],
         recipe_text=run.recipe_text,
-        changes=run.changes,
+        changes=tables.change_notes(results),
         environment=list(flat(run.environment)),
     )
 

@@ -66,8 +66,8 @@ def markdown_report(results: Mapping[str, Any], charts: Mapping[str, str]) -> st
         lines += ["## Stages", ""]
         head = ("stage", "objective", "steps", "tokens", "time", "trained parameters", "loss", "mean site error")
         lines += [*_markdown_table(head, [stage_cells(stage) for stage in results["stages"]]), ""]
-    if note := bad_records_note(results):
-        lines += [note, ""]
+    for note in [*change_notes(results), bad_records_note(results)]:
+        lines += [note, ""] if note else []
     for file, text in charts.items():
         lines += [f"![{text}]({file})", ""]
     return "\n".join(lines)
@@ -122,6 +122,15 @@ def stage_remark(stage: Mapping[str, Any]) -> str:
     else:
         moved = f"{'hardly moves' if last > SETTLED * first else 'moves'} the sites towards the teacher"
     return f"{moved}; {at_worst}"
+
+
+def change_notes(results: Mapping[str, Any]) -> list[str]:
+    """Of each change of the recipe while a stage was at work, when it was made and what it was."""
+    return [
+        f"Stage {change['stage']} went on from step {change['step']} with a changed recipe: "
+        f"{'; '.join(change['changes'])}."
+        for change in results.get("changes", ())
+    ]
 
 
 def bad_records_note(results: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ from linearize.files.owned_folder import give_default_modes
 from linearize.files.strict_loading import refuse_wrong_tensors
 from linearize.plugin.discovery import Plugins
 from linearize.plugin.specs import load_target
-from linearize.student.consistency import fp32_parameters, set_dtypes, set_ties
+from linearize.student.consistency import fp32_parameters, refuse_other_names, set_dtypes, set_ties
 from linearize.student.convert import convert, linearized_sites, release_teacher
 from linearize.student.description import build_mixers, read_description
 from linearize.student.generation import with_stateful_generation
@@ -145,6 +145,7 @@ def _model_class(base: Any, config_type: Any, target: str) -> Any:
         def __init__(self, config: PreTrainedConfig, *args: Any, plugins: Plugins | None = None, **kwargs: Any) -> None:
             super().__init__(config, *args, **kwargs)
             _install_mixers(self, config, plugins or _LOADING_WITH.get())
+            self._names_as_made = frozenset(self.state_dict())
 
         @classmethod
         def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -182,6 +183,9 @@ def _model_class(base: Any, config_type: Any, target: str) -> Any:
             Raises:
                 ValueError: see ``save_student``, which writes a model card too and leaves other files alone.
             """
+            if not (getattr(self, "hf_quantizer", None) or getattr(self, "_hf_peft_config_loaded", False)):
+                # Both of these transformers saves in ways of its own, and reads again.
+                refuse_other_names(self._names_as_made, kwargs.get("state_dict") or self.state_dict())
             set_ties(self, self.state_dict())
             set_dtypes(self)
             generation = vars(self)["generation_config"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,6 +67,40 @@ def fp32_parameters(mixer: Any) -> list[str]:
     """
     shapes = {name: parameter.dim() for name, parameter in mixer.named_parameters()}
     return [name for name, roles in mixer.roles().items() if "decay" in roles and shapes[name] < 2]
+
+
+def refuse_other_names(described: Iterable[str], found: Iterable[str], misshapen: Sequence[str] = ()) -> None:
+    """Fails unless a model holds the tensors that its configuration describes: only these can be loaded again.
+
+    Args:
+        described: names of tensors.
+        found: names of tensors.
+        misshapen: names of tensors with their shapes, for the message.
+
+    Raises:
+        ValueError: a tensor is surplus, missing or of another shape, as with an adapter that is not merged.
+    """
+    described, found = set(described), set(found)
+    problems = [
+        f"{len(names)} {what} ({some_names(names)})"
+        for what, names in (
+            ("that its configuration does not know", [*(found - described)]),
+            ("less", [*(described - found)]),
+            ("of another shape", misshapen),
+        )
+        if names
+    ]
+    if problems:
+        raise ValueError(
+            f"the model in memory is not what its configuration describes, so it could not be loaded again; tensors: "
+            f"{'; '.join(problems)}. Merge adapters and dequantise; after a change of the vocabulary, set vocab_size"
+        )
+
+
+def some_names(names: Iterable[str]) -> str:
+    """The first few, for a message."""
+    ordered = sorted(names)
+    return ", ".join(ordered[:4]) + (", ..." if len(ordered) > 4 else "")
 
 
 def are_one(first: Tensor, second: Tensor) -> bool:

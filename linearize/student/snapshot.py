@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from linearize.plugin.discovery import Plugins
 from linearize.student.class_factory import MODEL_TYPE_PREFIX
 from linearize.student.classes import student_class
-from linearize.student.consistency import are_one, set_dtypes, set_ties
+from linearize.student.consistency import are_one, refuse_other_names, set_dtypes, set_ties, some_names
 from linearize.student.convert import linearized_sites
 from linearize.student.description import describe_student
 from linearize.student.site import LinearizedAttention
@@ -89,27 +89,14 @@ def _refuse_other_tensors(student: nn.Module, state: Mapping[str, Tensor]) -> No
     offloaded = [name for name, tensor in state.items() if tensor.is_meta]
     if offloaded:
         raise ValueError(
-            f"{len(offloaded)} tensors are on no device ({_some(offloaded)}), as where accelerate offloads to a disk; "
-            "load the model without offloading and save it then"
+            f"{len(offloaded)} tensors are on no device ({some_names(offloaded)}), as where accelerate offloads to a "
+            "disk; load the model without offloading and save it then"
         )
     shapes = {name: list(tensor.shape) for name, tensor in student.state_dict().items()}
     found = {name: list(tensor.shape) for name, tensor in state.items()}
     other = [f"{name} {found[name]} instead of {shapes[name]}" for name in found.keys() & shapes.keys()
              if found[name] != shapes[name]]  # fmt: skip
-    problems = [
-        f"{len(names)} {what} ({_some(names)})"
-        for what, names in (
-            ("that its configuration does not know", [*(found.keys() - shapes.keys())]),
-            ("less", [*(shapes.keys() - found.keys())]),
-            ("of another shape", other),
-        )
-        if names
-    ]
-    if problems:
-        raise ValueError(
-            f"the model in memory is not what its configuration describes, so it could not be loaded again; tensors: "
-            f"{'; '.join(problems)}. Merge adapters and dequantise; after a change of the vocabulary, set vocab_size"
-        )
+    refuse_other_names(shapes, found, other)
 
 
 def _refuse_lost_tensors(student: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -117,10 +104,6 @@ def _refuse_lost_tensors(student: nn.Module, state: Mapping[str, Tensor]) -> Non
     lost = [name for name, tensor in state.items() if not are_one(kept[name], tensor)]
     if lost:
         raise ValueError(
-            f"{_some(lost)} would not be saved, for the model's class puts another tensor in that place; make it the "
-            "same tensor in the model"
+            f"{some_names(lost)} would not be saved, for the model's class puts another tensor in that place; make it "
+            "the same tensor in the model"
         )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(sorted(names)[:4]) + (", ..." if len(names) > 4 else "")

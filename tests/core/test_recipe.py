@@ -189,8 +189,20 @@ def test_a_missing_file_is_named_with_the_nearest(write: Write, tmp_path: Path) 
         problem_of(lambda path=path: read_tables(path / "recipes.toml")) for path in (tmp_path, tmp_path / "no")
     )
     assert (near.code, none.code) == ("no_file", "no_file")
-    assert "Did you mean 'recipe.toml'?" in near.text
+    assert f"Did you mean '{tmp_path / 'recipe.toml'}'?" in near.text
     assert "Did you mean" not in none.text
+
+
+def test_a_missing_file_of_a_folder_whose_name_is_mistyped_is_suggested(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "examples").mkdir()
+    write("examples/recipe.toml", "")
+    text = problem_of(lambda: read_tables(tmp_path / "exmples" / "recipe.toml")).text
+    assert f"Did you mean '{tmp_path / 'examples' / 'recipe.toml'}'?" in text
+
+
+def test_a_name_that_shares_its_ending_alone_is_not_suggested(write: Write, tmp_path: Path) -> None:
+    write("pyproject.toml", "")
+    assert "Did you mean" not in problem_of(lambda: read_tables(tmp_path / "nope.toml")).text
 
 
 def test_a_file_that_is_no_toml_or_no_text_is_refused(write: Write, tmp_path: Path) -> None:

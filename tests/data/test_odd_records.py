@@ -118,7 +118,7 @@ BAD: dict[str, tuple[Any, str]] = {
         "not a record: it names images both by a key and in its messages"),
     "a mark without image": (
         {"conversations": [{"from": "human", "value": "<image>\nWhat?"}, ANSWER]},
-        "wrong number of <image> marks: 1 in the questions for 0 images"),
+        "wrong number of <image> marks: 1 in the questions for 0 images; each one in a question stands for an image"),
     "a mark for two images": (
         {"image": ["red.png"] * 2, "conversations": [{"from": "human", "value": "<image>\nWhat?"}, ANSWER]},
         "wrong number of <image> marks: 1 in the questions for 2 images"),

@@ -91,7 +91,8 @@ def test_after_a_bad_step_the_stage_goes_on_with_another_learning_rate_and_says_
     assert (RUN / "stages/1-align/done.json").read_bytes() == first_stage
     [change] = result.results["changes"]
     assert (change["stage"], change["step"], change["changes"]) == ("distill", 4, ["lr: was 0.001, now 0.0001"])
-    assert "went on from step 4 with a changed recipe" in (RUN / "report/index.html").read_text()
+    for page in ("index.html", "report.md"):
+        assert "distill went on from step 4 with a changed recipe: lr: was" in (RUN / "report" / page).read_text(), page
 
 
 def test_an_update_that_overflows_is_named() -> None:
@@ -127,7 +128,7 @@ def test_what_may_not_change_in_a_stage_at_work_is_refused() -> None:
         with pytest.raises(RunError, match="holds a run of another recipe"):  # both stages are finished
             linearize.run("recipe.toml", changes)
     (RUN / "stages/2-distill/done.json").unlink()
-    with pytest.raises(RunError, match=r"may change its lr, lr_schedule, clip"):
+    with pytest.raises(RunError, match=r"may change: lr, lr_schedule, clip of stage 'distill', which has begun"):
         linearize.run("recipe.toml", {"stages.distill.batch_size": 3})
 
 

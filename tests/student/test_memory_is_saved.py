@@ -113,6 +113,38 @@ def test_parameters_that_the_configuration_does_not_know_are_refused(llama: Any,
         save_student(model, tmp_path / "student")
 
 
+class _Adapted(nn.Module):
+    """A projection with low-rank halves beside it, under the names that peft gives them."""
+
+    def __init__(self, base_layer: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora_A = nn.Linear(base_layer.in_features, 2, bias=False)
+        self.lora_B = nn.Linear(2, base_layer.out_features, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base_layer(x) + self.lora_B(self.lora_A(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("how", ["save_student", "save_pretrained"])
+def test_a_student_with_an_adapter_is_refused_until_it_is_merged(how: str, llama: Any, tmp_path: Path) -> None:
+    save_student(llama.convert(), tmp_path / "plain")
+    student = load_student(tmp_path / "plain")
+    mixer = linearized_sites(student)[0].mixer
+    mixer.q_proj = adapted = _Adapted(mixer.q_proj)
+    save = (lambda: save_student(student, tmp_path / "student")) if how == "save_student" else (
+        lambda: student.save_pretrained(tmp_path / "student")
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"does not know \(.*lora_A.*\); 1 less \(.*q_proj\.weight\)\. Merge adapters"):
+        save()
+    assert not (tmp_path / "student").exists()
+
+    adapted.base_layer.weight.data += adapted.lora_B.weight @ adapted.lora_A.weight
+    mixer.q_proj = adapted.base_layer
+    save()
+    _same(load_student(tmp_path / "student"), student)
+
+
 def test_tensors_on_no_device_are_refused(llama: Any, tmp_path: Path) -> None:
     model = llama.convert()
     model.lm_head.to("meta")

@@ -5,24 +5,18 @@ torch is imported when one of them is called.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
-from linearize.errors import CheckpointError, RecipeError
 from linearize.files.run_folder import RUNS, RunFolder, disk_errors, is_first_process
+from linearize.inference.targets import find_student, resolve_teacher
 from linearize.pipeline.display import Display, SilentDisplay
 from linearize.plan.check import caveats_of, check_recipe
 from linearize.plan.plan import CheckedRecipe
-from linearize.plugin.components import ResolvedComponent, read_options
 from linearize.plugin.discovery import Plugins
-from linearize.plugin.problems import describe_validation
-from linearize.plugin.specs import FormatSpec, TeacherSpec
 from linearize.protocols import TeacherAdapter
 from linearize.recipe.toml import to_inline
 
@@ -79,16 +73,10 @@ def load_teacher(
 
     from linearize.files.aligned import align_tensors
 
-    plugins = plugins or Plugins.discover()
-    spec = plugins.registry.get(TeacherSpec, type, plugins.failures_hint())
     if checkpoint is not None:
         options["checkpoint"] = str(checkpoint)
-    config_class = spec.config_class()
-    try:
-        config = read_options(config_class, options, plugins)
-    except ValidationError as error:
-        raise RecipeError(f"load_teacher('{type}')", describe_validation(error, config_class)) from None
-    adapter: TeacherAdapter = ResolvedComponent(spec, config, plugins.registry.owner(spec)).build()
+    asked_by = f"load_teacher('{type}')"
+    adapter: TeacherAdapter = resolve_teacher(type, options, plugins or Plugins.discover(), asked_by).build()
     for caveat in caveats_of(adapter):
         warnings.warn(caveat, stacklevel=2)
     model = adapter.load(dtype=getattr(torch, dtype) if isinstance(dtype, str) else dtype, device=device)
@@ -106,6 +94,7 @@ def load_student(
     """The student in a folder: one that linearize saved, or one in a published format that a plug-in reads.
 
     Args:
+        folder: a student's, or that of a finished run.
         dtype: of the weights; None as they are stored.
         plugins: where its mixers, its teacher or its format are registered; None: those that are installed.
 
@@ -114,21 +103,10 @@ def load_student(
 
     Raises:
         CheckpointError: the folder is no student, or is damaged.
+        RunError: the run has not finished.
         PluginError: a plug-in that the student needs is missing.
     """
-    import torch
-
-    from linearize.student import modeling
-
-    path = Path(folder)
-    wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    plugins = plugins or Plugins.discover()
-    published = _published_format(path, plugins)
-    if published is None:
-        return modeling.load_student(path, dtype=wanted, device=device, plugins=plugins)
-    reader = ResolvedComponent(published, published.config_class()(), plugins.registry.owner(published))
-    model = reader.build().read(path)
-    return model.to(device=device, dtype=wanted).eval()
+    return find_student(folder).load(dtype=dtype, device=device, plugins=plugins or Plugins.discover())
 
 
 def check(
@@ -255,19 +233,3 @@ def override_texts(overrides: Overrides) -> list[str]:
     if isinstance(overrides, Mapping):
         return [f"{path}={to_inline(value)}" for path, value in overrides.items()]
     return list(overrides)
-
-
-def _published_format(folder: Path, plugins: Plugins) -> FormatSpec | None:
-    """The format that reads the folder; None where it is linearize's own."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        model_type = config["model_type"]
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{folder} holds no config.json, so it is no student; "
-            "give the student/ folder of a run or a published checkpoint"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / 'config.json'} is no readable model configuration: {error!r}") from error
-    formats = plugins.registry.all(FormatSpec)
-    return next((spec for spec in formats if model_type in spec.model_types), None)

@@ -127,7 +127,7 @@ def test_an_unknown_option_of_a_teacher_is_told_the_nearest() -> None:
 
 
 def test_a_folder_without_a_student_says_what_to_give(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"holds no config.json, so it is no student; give the student/ folder"):
+    with pytest.raises(CheckpointError, match=r"holds no config.json, so it is no student, and no recipe.toml"):
         linearize.load_student(tmp_path)
     (tmp_path / "config.json").write_text("[1]")
     with pytest.raises(CheckpointError, match=r"config.json is no readable model configuration"):

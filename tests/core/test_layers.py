@@ -11,7 +11,7 @@ from checkout import CORE
 
 LAYERS = (
     "_version", "errors", "wording", "protocols", "files", "plugin", "ops", "mixing", "recipe", "plan", "data",
-    "student", "proof", "distill", "evaluate", "report", "pipeline", "comparison", "scaffold", "testing",
+    "student", "proof", "distill", "evaluate", "report", "pipeline", "inference", "comparison", "scaffold", "testing",
     "auto", "api", "cli", "__main__",
 )  # fmt: skip
 """Packages and modules of the core; each imports only from those before it, and the package's front from no layer."""

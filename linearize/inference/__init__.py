@@ -1,0 +1,1 @@
+"""Using what was made: finished students beside their teachers."""

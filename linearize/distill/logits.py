@@ -13,11 +13,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
+import torch
 from torch import Tensor, nn
 
 from linearize.errors import PluginError
 from linearize.protocols import Batch
+
+TOKENS_COMPARED = 8
+"""Of each row, its last: enough to show a change of logits, and no [T, V] tensor for it."""
+SAME = 1e-3
+"""Of the largest logit: a cast loses less."""
+
+_ends_with_head: WeakSet[nn.Module] = WeakSet()
+"""Models without a ``base_model`` whose output projection was seen to give their logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +48,8 @@ def final_hidden(model: nn.Module, batch: Batch) -> FinalHidden:
 
     Raises:
         PluginError: the model's forward calls neither its ``base_model`` nor a transformers model inside it, so that
-            what runs before the head cannot be told from what runs behind it; or it calls no output embeddings.
+            what runs before the head cannot be told from what runs behind it; or it calls no output embeddings; or
+            it changes logits behind the head and has no ``base_model``.
     """
     head, base = _head(model), _before_head(model)
     kept: list[Tensor] = []
@@ -53,6 +64,7 @@ def final_hidden(model: nn.Module, batch: Batch) -> FinalHidden:
             "name of its attribute that holds all which runs before the head, and let its forward call that once"
         )
     if base is None:
+        _check_ends_with_head(model, batch)
         return FinalHidden(kept[0], head)
     module, output = answers[-1]
 
@@ -92,6 +104,34 @@ def _before_head(model: Any) -> Any:
     base = getattr(model, "base_model", model)
     head = _head(model)
     return None if any(module is head for module in base.modules()) else base
+
+
+@torch.no_grad()
+def _check_ends_with_head(model: nn.Module, batch: Batch) -> None:
+    """Looks once at each model; an objective would otherwise train on other logits than the model gives."""
+    if model in _ends_with_head:
+        return
+    projected: list[Tensor] = []
+
+    def shorten(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0][:, -TOKENS_COMPARED:], *args[1:])
+
+    def keep(_: nn.Module, args: Any, output: Tensor) -> None:
+        projected.append(output.detach().float().clone())
+
+    head = _head(model)
+    with _hooked(head.register_forward_pre_hook(shorten)), _hooked(head.register_forward_hook(keep)):
+        logits_BTV = model(**batch.inputs, use_cache=False).logits.float()
+    due_BTV = projected[-1]
+    limit = SAME * float(due_BTV.abs().max().clamp_min(1e-6))
+    if logits_BTV.shape != due_BTV.shape or not bool(((logits_BTV - due_BTV).abs() <= limit).all()):
+        raise PluginError(
+            f"this {type(model).__name__} changes logits behind its output projection, as by a factor, a soft cap or a "
+            "mask, and an objective over logits would not see that: give its class a base_model_prefix, the name of "
+            "its attribute that holds all which runs before the head, without the head itself, and let its forward "
+            "call that once"
+        )
+    _ends_with_head.add(model)
 
 
 @contextmanager

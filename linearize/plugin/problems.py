@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from linearize.errors import Problem, did_you_mean, entry_name
 
@@ -71,9 +72,17 @@ def find_problems(error: ValidationError, model: type[BaseModel], also: Sequence
             text, code = f"unknown key; got {found!r}.{near} Known: {', '.join(known)}", "unknown_key"
         elif code == DESCRIBED:
             text, code = item["msg"], item["ctx"]["code"]
+        elif code == "model_type":
+            text = f"expected a table{_example(item)}; got {_cut(repr(found))}"
         else:
             text = f"{item['msg'].removeprefix('Value error, ')}; got {_cut(repr(found))}"
         yield Finding(location, text, found, code)
+
+
+def _example(item: ErrorDetails) -> str:
+    """ ' such as { type = "gla" }', where somebody wrote the type alone in place of a component's table."""
+    is_component = item.get("ctx", {}).get("class_name") == "Component"
+    return f' such as {{ type = "{item["input"]}" }}' if is_component and isinstance(item["input"], str) else ""
 
 
 def _cut(shown: str) -> str:

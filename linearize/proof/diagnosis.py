@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from linearize.proof.case import Case
 from linearize.protocols import AttentionSite, AttentionWeights
@@ -63,7 +63,7 @@ def _combinations(case: Case) -> Iterator[tuple[Repair, ...]]:
     """Single repairs first; then up to one of each kind: whose rows of a fused matrix are, scale, pairs, window."""
     weights, site = case.weights, case.site
     # A reading of the rows is worth trying with other repairs only if its v is right, which the first token shows.
-    readings = [one for one in _readings(weights, site) if one.change(case).fits(1)]
+    readings = [one for one in _readings(case) if one.change(case).fits(1)]
     scales, turns, seen = _scales(weights, site), _turns(case), _seen(case)
     every = _moved_pairs(case, all_at_once=True)
     singles = (scales, turns, seen, every, _moved_pairs(case, all_at_once=False), readings, _others(case))
@@ -187,10 +187,15 @@ def _moved(names: Sequence[str], key_dim: int, width: int, apart: bool) -> Repai
     return Repair(f"with numbers {order} in each head of {', '.join(names)}", change)
 
 
-def _readings(weights: AttentionWeights, site: AttentionSite) -> Iterator[Repair]:
+def _readings(case: Case) -> Iterator[Repair]:
     """The same rows of one fused matrix, given to q, k and v in another order."""
+    site = case.site
     forms = list(itertools.product((False, True), itertools.permutations(PARTS)))
-    for (by_group, order), (other_by_group, other) in itertools.permutations(forms, 2):
+    readings = itertools.permutations(forms, 2)
+    known = [form for form in forms if _is_parameter(_fuse(_parts(case, ""), form[1], form[0], site), case.attention)]
+    for (by_group, order), (other_by_group, other) in readings:
+        if known and (by_group, order) not in known:
+            continue  # it would be right of a matrix that the module does not have
         words = (
             f"if the rows of the fused matrix were taken as {_form(other, other_by_group, site)} (weights(site) takes "
             f"them as {_form(order, by_group, site)})"
@@ -203,13 +208,22 @@ def _readings(weights: AttentionWeights, site: AttentionSite) -> Iterator[Repair
         ) -> Case:
             new: dict[str, Any] = {}
             for ending in ("", "_bias"):
-                parts = {name: getattr(case.weights, name + ending) for name in PARTS}
+                parts = _parts(case, ending)
                 if all(part is not None for part in parts.values()):
                     split = _split(_fuse(parts, source[1], source[0], site), target[1], target[0], site)
                     new |= {name + ending: rows for name, rows in split.items()}
             return _weights(**new)(case)
 
         yield Repair(words, change)
+
+
+def _parts(case: Case, ending: str) -> dict[str, Any]:
+    return {name: getattr(case.weights, name + ending) for name in PARTS}
+
+
+def _is_parameter(rows: Tensor, attention: nn.Module) -> bool:
+    same_shape = (one for one in attention.parameters() if one.shape == rows.shape)
+    return any(torch.equal(one.to(rows), rows) for one in same_shape)
 
 
 def _sizes(site: AttentionSite) -> dict[str, int]:

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from linearize.protocols import AttentionSite, AttentionWeights
+
+
+class _NormFacts(NamedTuple):
+    """A norm as both can say it; messages show it."""
+
+    norm: str
+    shape: tuple[int, ...]
+    norm_eps: float
+
+    def __repr__(self) -> str:
+        return f"{self.norm} over {list(self.shape)} with eps {self.norm_eps:g}"
 
 
 def disagreements(weights: AttentionWeights, site: AttentionSite) -> list[str]:
@@ -15,12 +26,12 @@ def disagreements(weights: AttentionWeights, site: AttentionSite) -> list[str]:
     said = {
         "qkv_bias": site.qkv_bias, "scale": site.scale or site.key_dim**-0.5, "window": site.window,
         "softcap": site.softcap, "v_norm_eps": site.v_norm_eps,
-        "qk_norm": norm and (norm.kind, shapes[norm.over], norm.eps),
+        "qk_norm": norm and _NormFacts(norm.kind, shapes[norm.over], norm.eps),
     }  # fmt: skip
     found = {
         "qkv_bias": any(bias is not None for bias in (weights.q_bias, weights.k_bias, weights.v_bias)),
         "scale": weights.scale, "window": weights.window, "softcap": weights.softcap, "v_norm_eps": weights.v_norm_eps,
-        "qk_norm": None if q_norm is None else (weights.norm, tuple(q_norm.shape), weights.norm_eps),
+        "qk_norm": None if q_norm is None else _NormFacts(weights.norm, tuple(q_norm.shape), weights.norm_eps),
     }  # fmt: skip
     differ = [
         f"{name} = {said[name]!r}, but its weights say {found[name]!r}"

@@ -33,7 +33,7 @@ model = AutoModelForImageTextToText.from_pretrained("this/folder")
 processor = AutoProcessor.from_pretrained("this/folder")
 ```
 
-linearize and the plug-ins of its teacher and mixers ({plugins}) must be installed.
+linearize, the plug-in of a teacher with the model type `{base}`, and those of the mixers ({plugins}) must be installed.
 Instead of the import, `trust_remote_code=True` does.
 
 ## What it was made from

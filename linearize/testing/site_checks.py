@@ -97,10 +97,17 @@ def _check_position(position: Any, site: AttentionSite, where: str, length: int)
     assert is_possible, (
         f"{where}: position_embeddings are {width} wide; expected an even number up to key_dim = {site.key_dim}"
     )
-    for part in position:
-        first, second = part.chunk(2, -1)
-        beside = site.rope_style == "interleaved" and torch.equal(part[..., 0::2], part[..., 1::2])
-        assert beside or torch.equal(first, second), (
+    beside = all(torch.equal(part[..., 0::2], part[..., 1::2]) for part in position)
+    apart = all(torch.equal(*part.chunk(2, -1)) for part in position)
+    if beside and not apart and site.rope_style != "interleaved":
+        raise AssertionError(
+            f"{where}: position_embeddings hold each angle at 2i and 2i + 1, but the site has rope_style = "
+            f"'{site.rope_style}', which reads it at i and i + R/2. If the attention turns neighbouring numbers "
+            "together, set rope_style = 'interleaved' in sites() and weights(site); if it turns i and i + R/2, the "
+            "angles are in the wrong order: torch.cat([angle, angle], -1).cos(), and the same of sin"
+        )
+    if not (apart or beside):
+        raise AssertionError(
             f"{where}: position_embeddings are {width} wide, but do not hold each angle twice. One angle turns a "
             "pair of numbers and is there for both: torch.cat([angle, angle], -1).cos(), and the same of sin"
         )

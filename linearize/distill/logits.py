@@ -9,25 +9,17 @@ Letters: B batch, T tokens, D model width, P positions, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from linearize.errors import PluginError
 from linearize.protocols import Batch
-
-TOKENS_COMPARED = 8
-"""Of each row, its last: enough to show a change of logits, and no [T, V] tensor for it."""
-SAME = 1e-3
-"""Of the largest logit: a cast loses less."""
-
-_ends_with_head: WeakSet[nn.Module] = WeakSet()
-"""Models without a ``base_model`` whose output projection was seen to give their logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +41,14 @@ def final_hidden(model: nn.Module, batch: Batch) -> FinalHidden:
     Raises:
         PluginError: the model's forward calls neither its ``base_model`` nor a transformers model inside it, so that
             what runs before the head cannot be told from what runs behind it; or it calls no output embeddings; or
-            it changes logits behind the head and has no ``base_model``.
+            it has no ``base_model`` and changes logits behind the head.
     """
     head, base = _head(model), _before_head(model)
     kept: list[Tensor] = []
     answers: list[tuple[nn.Module, Any]] = []
-    with without_logits(model, kept), _answers_of(base, answers):
-        model(**batch.inputs, use_cache=False)
+    made_up: list[Tensor] = []
+    with without_logits(model, kept), _answers_of(base, answers), _making_up_logits(head, made_up, base is None):
+        output = model(**batch.inputs, use_cache=False)
     if not kept or (base is not None and not answers):
         raise PluginError(
             f"the final hidden states of this {type(model).__name__} cannot be found: its forward calls "
@@ -64,15 +57,15 @@ def final_hidden(model: nn.Module, batch: Batch) -> FinalHidden:
             "name of its attribute that holds all which runs before the head, and let its forward call that once"
         )
     if base is None:
-        _check_ends_with_head(model, batch)
+        _refuse_changed_logits(model, output.logits, made_up[0])
         return FinalHidden(kept[0], head)
-    module, output = answers[-1]
+    module, before_head = answers[-1]
 
     def to_logits(x_PD: Tensor) -> Tensor:
         def put(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return (x_PD[None], *args[1:])
 
-        with _hooked(head.register_forward_pre_hook(put)), _answering(module, output):
+        with _hooked(head.register_forward_pre_hook(put)), _answering(module, before_head):
             logits_PV: Tensor = model(**batch.inputs, use_cache=False).logits[0]
         return logits_PV
 
@@ -106,32 +99,33 @@ def _before_head(model: Any) -> Any:
     return None if any(module is head for module in base.modules()) else base
 
 
-@torch.no_grad()
-def _check_ends_with_head(model: nn.Module, batch: Batch) -> None:
-    """Looks once at each model; an objective would otherwise train on other logits than the model gives."""
-    if model in _ends_with_head:
-        return
-    projected: list[Tensor] = []
+@contextmanager
+def _making_up_logits(head: nn.Module, made_up: list[Tensor], wanted: bool) -> Iterator[None]:
+    """Inside, where ``wanted``, ``head`` gives integers of two tokens, in place of none; they are put into ``made_up``.
 
-    def shorten(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0][:, -TOKENS_COMPARED:], *args[1:])
+    From -128 to 128, which every dtype holds: large enough for a soft cap to show, and no cast changes them.
+    """
 
-    def keep(_: nn.Module, args: Any, output: Tensor) -> None:
-        projected.append(output.detach().float().clone())
+    def make_up(_: nn.Module, args: Any, output_B0V: Tensor) -> Tensor | None:
+        if not wanted:
+            return None
+        shape = (output_B0V.shape[0], 2, output_B0V.shape[-1])
+        numbers = torch.arange(math.prod(shape), device=output_B0V.device) % 257 - 128
+        made_up.append(numbers.view(shape))
+        return made_up[-1].to(output_B0V.dtype)
 
-    head = _head(model)
-    with _hooked(head.register_forward_pre_hook(shorten)), _hooked(head.register_forward_hook(keep)):
-        logits_BTV = model(**batch.inputs, use_cache=False).logits.float()
-    due_BTV = projected[-1]
-    limit = SAME * float(due_BTV.abs().max().clamp_min(1e-6))
-    if logits_BTV.shape != due_BTV.shape or not bool(((logits_BTV - due_BTV).abs() <= limit).all()):
+    with _hooked(head.register_forward_hook(make_up)):
+        yield
+
+
+def _refuse_changed_logits(model: nn.Module, logits_B2V: Tensor, made_up_B2V: Tensor) -> None:
+    if not torch.equal(logits_B2V, made_up_B2V.to(logits_B2V)):
         raise PluginError(
             f"this {type(model).__name__} changes logits behind its output projection, as by a factor, a soft cap or a "
-            "mask, and an objective over logits would not see that: give its class a base_model_prefix, the name of "
-            "its attribute that holds all which runs before the head, without the head itself, and let its forward "
-            "call that once"
+            "mask; an objective over logits would not see that: give its class a base_model_prefix, the name of its "
+            "attribute that holds all which runs before the head, without the head itself, and let its forward call "
+            "that once"
         )
-    _ends_with_head.add(model)
 
 
 @contextmanager

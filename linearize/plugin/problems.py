@@ -80,7 +80,7 @@ def find_problems(error: ValidationError, model: type[BaseModel], also: Sequence
 
 
 def _example(item: ErrorDetails) -> str:
-    """ ' such as { type = "gla" }', where somebody wrote the type alone in place of a component's table."""
+    """What to write in its place, where somebody wrote a component's type without a table around it."""
     is_component = item.get("ctx", {}).get("class_name") == "Component"
     return f' such as {{ type = "{item["input"]}" }}' if is_component and isinstance(item["input"], str) else ""
 

@@ -191,11 +191,11 @@ def _readings(case: Case) -> Iterator[Repair]:
     """The same rows of one fused matrix, given to q, k and v in another order."""
     site = case.site
     forms = list(itertools.product((False, True), itertools.permutations(PARTS)))
-    readings = itertools.permutations(forms, 2)
-    known = [form for form in forms if _is_parameter(_fuse(_parts(case, ""), form[1], form[0], site), case.attention)]
-    for (by_group, order), (other_by_group, other) in readings:
-        if known and (by_group, order) not in known:
-            continue  # it would be right of a matrix that the module does not have
+    # Another reading than the adapter's own would be right of a matrix that the module does not have.
+    own = [form for form in forms if _is_parameter(_fuse(_parts(case, ""), form[1], form[0], site), case.attention)]
+    for (by_group, order), (other_by_group, other) in itertools.product(own or forms, forms):
+        if (by_group, order) == (other_by_group, other):
+            continue
         words = (
             f"if the rows of the fused matrix were taken as {_form(other, other_by_group, site)} (weights(site) takes "
             f"them as {_form(order, by_group, site)})"

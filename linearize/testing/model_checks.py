@@ -18,11 +18,6 @@ from linearize.student.state import CACHE_NAME
 from linearize.testing.numbers import assert_values_near
 from linearize.testing.teacher_inputs import logits_of
 
-BEHIND_THE_HEAD = (
-    "a stage of logit_kl would not see that: give the model's class a base_model_prefix, the name of its attribute "
-    "that holds all which runs before the head, without the head itself, and let its forward call that once."
-)
-
 
 def check_cache_name(model: nn.Module) -> None:
     """Fails if the model's forward names the cache as other releases of transformers do: generate() passes it by name.
@@ -47,8 +42,9 @@ def check_logits(model: Any, batch: Batch, tolerance: float) -> None:
         logits_BTX,
         logits_of(model, batch),
         tolerance,
-        f"the model changes logits behind the head, as by a factor, a soft cap or a mask; {BEHIND_THE_HEAD} Against "
-        "forward's, the objective's logits are",
+        "run again from its final hidden states, the model gives other logits, and a stage of logit_kl would train on "
+        "those: let forward call the attribute that base_model_prefix names once, and nothing but the head and what "
+        "changes logits after it. Against forward's, the objective's logits are",
     )
 
 

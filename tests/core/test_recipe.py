@@ -96,6 +96,27 @@ def test_a_problem_reads_as_its_path_what_was_expected_what_was_found_and_what_t
     assert unknown.startswith("teacher.type: unknown teacher 'hovel'. Did you mean 'hovle'? Installed: ")
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("gla", "expected a table such as { type = \"gla\" }; got 'gla'"),
+        (["gla"], "expected a table; got ['gla']"),
+    ],
+)
+def test_a_value_in_the_place_of_a_table_is_answered_with_the_table(
+    tables: dict[str, Any], plugins: Plugins, value: Any, text: str
+) -> None:
+    tables["student"]["mixer"] = value
+    assert [(one.path, one.text) for one in problems(tables, plugins)] == [("student.mixer", text)]
+
+
+def test_a_text_in_the_place_of_a_table_without_a_type_is_answered_plainly(
+    tables: dict[str, Any], plugins: Plugins
+) -> None:
+    tables["run"] = "demo"
+    assert [str(one) for one in problems(tables, plugins)] == ["run: expected a table; got 'demo'"]
+
+
 def test_missing_tables_are_each_named(plugins: Plugins) -> None:
     found = problems({"run": {}}, plugins)
     assert {problem.path for problem in found} == {"data", "run.name", "stages", "student", "teacher"}

@@ -98,9 +98,9 @@ def test_every_message_on_the_page_is_one_of_the_kit() -> None:
 
 
 def messages() -> Iterator[str]:
-    """Every string in the code of the kit and of the proof below it, as one reads it."""
+    """Every string in the code of the kit, and of the proof and the objectives below it, as one reads it."""
     kit = Path(linearize.testing.__file__).parent
-    for path in (*kit.glob("*.py"), *(kit.parent / "proof").glob("*.py")):
+    for path in (*kit.glob("*.py"), *(kit.parent / "proof").glob("*.py"), *(kit.parent / "distill").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)

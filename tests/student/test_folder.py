@@ -170,6 +170,8 @@ def test_the_folder_says_what_the_student_is_made_of(llama: Any, tmp_path: Path)
     assert "2 of the 4 attention sites of a `llama` model" in card
     assert '| 3 | language | 3 | toy `{"strength": 0.25}` |' in card
     assert '"seed": 5' in card
+    needed = "linearize, the plug-in of a teacher with the model type `llama`, and those of the mixers (toy 7) must be"
+    assert needed in card
 
 
 def test_an_earlier_student_stays_until_the_new_one_is_whole(llama: Any, tmp_path: Path) -> None:

@@ -62,13 +62,15 @@ RIGHT = AttentionWeights(
 )
 
 
-def explained(wrong: AttentionWeights, right: AttentionWeights = RIGHT) -> str:
+def explained(
+    wrong: AttentionWeights, right: AttentionWeights = RIGHT, site: AttentionSite = SITE, module: nn.Module = MODULE
+) -> str:
     """What is said about an adapter that gives ``wrong`` where the module computes ``right``."""
     x_BTD = torch.randn(1, TOKENS, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3
     position = positions_of(torch.arange(TOKENS), R, x_BTD)
-    output_BTX = attend(right, SITE, x_BTD, position)
+    output_BTX = attend(right, site, x_BTD, position)
     case = Case(
-        weights=wrong, site=SITE, attention=MODULE, x_BTD=x_BTD, position=position, output_BTX=output_BTX,
+        weights=wrong, site=site, attention=module, x_BTD=x_BTD, position=position, output_BTX=output_BTX,
         queries_Q=torch.arange(TOKENS), tolerance=1e-4,
     )  # fmt: skip
     assert not case.fits(), "the mistake changes nothing"
@@ -148,6 +150,20 @@ MISTAKES: dict[str, tuple[AttentionWeights, str]] = {
 @pytest.mark.parametrize(("wrong", "said"), MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_named(wrong: AttentionWeights, said: str) -> None:
     assert said in explained(wrong)
+
+
+def test_a_reading_of_fused_rows_is_one_that_the_adapter_has_taken() -> None:
+    """With values as wide as keys, other readings than its own lead to the same rows."""
+    site = replace(SITE, value_dim=8)
+    module = nn.Module()
+    module.qkv = nn.Linear(20, 64, bias=False, dtype=torch.float64)
+    rows = module.qkv.weight.detach()
+    right = AttentionWeights(
+        **dict(zip("qkv", rows.split([32, 16, 16]), strict=True)), o=torch.randn(20, 32), scale=1 / 8, rope_theta=100.0
+    )
+    wrong = replace(right, **dict(zip("kvq", rows.split([16, 16, 32]), strict=True)))
+    said = explained(wrong, right, site, module)
+    assert f"taken as {BLOCKS} (weights(site) takes them as all of k, then all of v, then all of q)." in said
 
 
 def test_moved_pairs_are_as_right_as_neighbours() -> None:

@@ -43,3 +43,11 @@ def test_a_site_and_weights_of_one_attention_agree() -> None:
 def test_what_they_say_differently_is_named(of_weights: dict[str, Any], of_site: dict[str, Any], named: str) -> None:
     [said] = disagreements(replace(WEIGHTS, **of_weights), replace(SITE, **of_site))
     assert said.startswith(named)
+
+
+def test_norms_that_differ_are_told_by_kind_shape_and_eps() -> None:
+    [said] = disagreements(replace(WEIGHTS, norm="layer", norm_eps=1e-3), SITE)
+    assert said == (
+        f"qk_norm = rms over [{SITE.key_dim}] with eps 1e-06, but its weights say layer over [{SITE.key_dim}] with eps "
+        "0.001"
+    )

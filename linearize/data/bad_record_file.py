@@ -66,7 +66,8 @@ def left_out(source: DataSource) -> str:
 def _text(records: Sequence[BadRecord]) -> str:
     """Such as "cats.jsonl: 2 records skipped (1 image not found, 1 malformed JSON)" and the first few."""
     noun = "record" if len(records) == 1 else "records"
-    return f"{records[0].source}: {len(records)} {noun} skipped ({by_fault(records)})\n{named(records)}"
+    where = records[0].source if len({record.source for record in records}) == 1 else "the training data"
+    return f"{where}: {len(records)} {noun} skipped ({by_fault(records)})\n{named(records)}"
 
 
 def read_bad_records(folder: Path) -> list[dict[str, Any]]:

@@ -55,19 +55,19 @@ class BadRecords:
         self._noun = "record" if unit == "line" else unit
         self.num_records = 0
         self._num_counting = 0
-        self._by_line: dict[int, BadRecord] = {}
+        self._by_place: dict[tuple[str, int], BadRecord] = {}
         self._lock = threading.Lock()  # a prefetching thread and an evaluation may read at the same time
 
     def __len__(self) -> int:
-        return len(self._by_line)
+        return len(self._by_place)
 
     def __contains__(self, line: int) -> bool:
-        return line in self._by_line
+        return (self.name, line) in self._by_place
 
     def records(self) -> list[BadRecord]:
         """All of them, in the order in which they were found."""
         with self._lock:
-            return list(self._by_line.values())
+            return list(self._by_place.values())
 
     @property
     def limit(self) -> int:
@@ -77,11 +77,18 @@ class BadRecords:
         # The tiny addition keeps 0.29 of 100 records from being 28.
         return int(self.max_bad * self.num_records + 1e-6)
 
-    def add(self, line: int, error: BadRecordError) -> None:
-        """Notes a bad record, once."""
+    def add(self, line: int, error: BadRecordError, *, source: str = "", unit: str = "") -> None:
+        """Notes a bad record, once.
+
+        Args:
+            source, unit: of the record, where it is one of several files.
+        """
+        place = source or self.name, line
         with self._lock:
-            if line not in self._by_line:
-                self._by_line[line] = BadRecord(self.name, self.unit, line, error.fault, str(error), error.counts)
+            if place not in self._by_place:
+                self._by_place[place] = BadRecord(
+                    place[0], unit or self.unit, line, error.fault, str(error), error.counts
+                )
                 self._num_counting += error.counts
 
     def first_good(
@@ -141,8 +148,12 @@ def by_fault(records: Iterable[BadRecord]) -> str:
 
 def named(records: Iterable[BadRecord]) -> str:
     """The first few by their numbers, one a line, and how many follow."""
-    ordered = sorted(records, key=lambda record: record.line)
-    lines = [f"  {record.unit} {record.line}: {record.reason}" for record in ordered[:NUM_NAMED]]
+    ordered = sorted(records, key=lambda record: (record.source, record.line))
+    tells_source = len({record.source for record in ordered}) > 1
+    lines = [
+        f"  {f'{record.source}, ' if tells_source else ''}{record.unit} {record.line}: {record.reason}"
+        for record in ordered[:NUM_NAMED]
+    ]
     if len(ordered) > NUM_NAMED:
         lines.append(f"  ... and {len(ordered) - NUM_NAMED} more")
     return "\n".join(lines)

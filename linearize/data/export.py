@@ -15,10 +15,10 @@ from linearize.data.bad_records import BadRecordError
 from linearize.data.images import read_image, to_rgb
 from linearize.data.record import Record, parse_record, record_to_json
 from linearize.errors import DataError
+from linearize.protocols import Conversation, HoldsText
 
 if TYPE_CHECKING:
     from linearize.protocols import DataSource
-    from linearize.protocols.conversation import Conversation
 
 RECORDS = "records.jsonl"
 IMAGES = "images"
@@ -61,6 +61,8 @@ def export_llava(
     """
     if count < 1 or start < 0:
         raise DataError(f"{count} conversations from number {start} on asked for; expected at least 1, from 0 on")
+    if isinstance(source, HoldsText):
+        raise DataError("the data are running text; only conversations can be exported")
     if source.size is not None and start + count > source.size:
         raise DataError(
             f"conversations {start} to {start + count - 1} were asked for, the source has 0 to {source.size - 1}"
@@ -93,6 +95,7 @@ def _write(source: DataSource, indices: range, partial: Path, progress: Callable
     with (partial / RECORDS).open("wb") as records:
         for done, index in enumerate(indices, start=1):
             conversation = source[index]
+            assert isinstance(conversation, Conversation)  # export_llava looked
             names = tuple(f"{IMAGES}/{index:08d}-{number}.png" for number in range(len(conversation.images)))
             records.write(_encode(index, conversation, names))
             for name, image in zip(names, conversation.images, strict=True):

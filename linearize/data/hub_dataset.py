@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
+from linearize.data.hub_rows import NamedSplit, open_rows
 from linearize.data.record import MESSAGE_KEYS
 from linearize.data.record_config import RecordConfig
 from linearize.data.record_source import RecordSource
-from linearize.errors import DataError, did_you_mean_path
-from linearize.files import hub
+from linearize.errors import DataError
 
 
 class HubDatasetConfig(RecordConfig):
@@ -43,7 +42,7 @@ class HubDatasetSource(RecordSource):
         folder = config.images if config.images is not None else here if here.is_dir() else None
         super().__init__(config, f"{config.path}, {config.split}", folder, unit="row")
         self.path = config.path
-        rows = _open(config)
+        rows = open_rows(NamedSplit(config.path, config.subset, config.split, config.revision))
         self.size = self._bad.num_records = len(rows)
         if not self.size:
             raise DataError(f"split '{config.split}' of {config.path} has no row; name another data.split")
@@ -63,64 +62,6 @@ class HubDatasetSource(RecordSource):
         except OSError as error:
             raise DataError(f"{self.path}, row {index} cannot be read: {error}. Put that right and resume") from error
         return value
-
-
-def _open(config: HubDatasetConfig) -> Any:
-    """The rows of the split."""
-    import datasets
-
-    folder = Path(config.path)
-    with hub.asked_once(config.path) as obstacle:
-        try:
-            if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
-                _refuse_hub_options(config)
-                return _saved_split(config, datasets.load_from_disk(str(folder)))
-            return datasets.load_dataset(config.path, config.subset, split=config.split, revision=config.revision)
-        except DataError:
-            raise
-        except Exception as error:
-            # Hub, network, scripts and file formats fail in ways of their own; all mean that there are no data.
-            reason = hub.failure(error, obstacle).splitlines()[0]
-            if not folder.exists():
-                near = did_you_mean_path(folder)
-                reason = f"there is no such folder in {Path.cwd()}.{near} As a hub id it cannot be read: {reason}"
-            raise DataError(
-                f"'{config.path}' could not be opened as split '{config.split}': {reason}. It takes a "
-                "dataset's hub id, a folder that save_to_disk wrote or one of Parquet files; a private one needs a "
-                "token (`hf auth login`)",
-                option="path",
-                found=config.path,
-            ) from error
-
-
-def _refuse_hub_options(config: HubDatasetConfig) -> None:
-    """What save_to_disk wrote holds one version of one subset, and its name says neither."""
-    named = [f"data.{name} = '{getattr(config, name)}'" for name in ("subset", "revision") if getattr(config, name)]
-    if named:
-        raise DataError(
-            f"{' and '.join(named)} cannot be chosen in {config.path}: save_to_disk wrote that folder, with one "
-            "version of one subset. Leave it out, or give data.path the dataset's hub id"
-        )
-
-
-def _saved_split(config: HubDatasetConfig, found: Any) -> Any:
-    """The rows of the split in what save_to_disk wrote: several splits by name, or one that need not have a name."""
-    import datasets
-
-    if isinstance(found, datasets.DatasetDict):
-        if config.split in found:
-            return found[config.split]
-        has = ", ".join(found)
-    else:
-        # The recipe's default stands for the only split that is there, whatever its name.
-        name = str(found.split or "train")
-        if config.split in ("train", name):
-            return found
-        has = f"one split alone, '{name}'"
-    raise DataError(
-        f"{config.path} has no split '{config.split}'; it has {has}. Name what it has in data.split; parts of a split, "
-        "such as train[:10%], are for hub datasets and folders of Parquet files"
-    )
 
 
 def _check_columns(config: HubDatasetConfig, columns: list[str]) -> None:

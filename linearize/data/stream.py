@@ -16,20 +16,19 @@ from linearize.errors import DataError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from linearize.protocols import DataSource
-    from linearize.protocols.conversation import Conversation
+    from linearize.protocols import DataSource, Sample
 
 T = TypeVar("T")
 
 
 class SampleStream:
-    """The endless sequence of a source's conversations, addressed by the run's sample counter.
+    """The endless sequence of a source's samples, addressed by the run's sample counter.
 
-    An endless source is taken in its own order. A finite one is repeated epoch after epoch, each conversation once per
+    An endless source is taken in its own order. A finite one is repeated epoch after epoch, each sample once per
     epoch: in order, or in a permutation drawn from (seed, epoch).
 
     Args:
-        source: where the conversations come from.
+        source: where the samples come from.
         seed: of the order alone; an endless source ignores it.
         shuffle: whether epochs of a finite source are permuted; an endless source ignores it.
 
@@ -57,11 +56,11 @@ class SampleStream:
         epoch, position = divmod(counter, self.size)
         return int(self._permutation(epoch, self.size)[position]) if self.shuffle else position
 
-    def __getitem__(self, counter: int) -> Conversation:
+    def __getitem__(self, counter: int) -> Sample:
         return self.source[self.index(counter)]
 
-    def take(self, start: int, count: int) -> list[Conversation]:
-        """The conversations of ``count`` consecutive counters from ``start``: one optimizer step's samples."""
+    def take(self, start: int, count: int) -> list[Sample]:
+        """The samples of ``count`` consecutive counters from ``start``: one optimizer step's samples."""
         return [self[counter] for counter in range(start, start + count)]
 
     def _permutation(self, epoch: int, size: int) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from linearize.data.prefetch import prefetch
-from linearize.data.stream import micro_batches
+from linearize.data.samples import SampleReader
 from linearize.distill.checkpoint import Checkpoint, read_latest, write_checkpoint
 from linearize.distill.finite import FiniteWatch, keep_batch, not_finite
 from linearize.distill.losses import SiteError
@@ -24,8 +24,7 @@ from linearize.errors import RunError
 from linearize.files.json_file import write_sealed
 from linearize.files.names import fingerprint
 from linearize.plan.plan import StagePlan
-from linearize.protocols import Batch
-from linearize.protocols.conversation import Conversation
+from linearize.protocols import Batch, Sample
 from linearize.student.convert import linearized_sites
 
 
@@ -46,10 +45,9 @@ class StageContext:
     """All that one stage needs.
 
     Attributes:
-        draw: the conversation of a sample number; sample numbers run on through all stages.
-        num_tokens: length of a conversation in tokens.
-        collate: conversations to a batch on the CPU.
-        first_sample: sample number of the stage's first conversation.
+        draw: the sample of a number; numbers run on through all stages.
+        reader: makes batches of samples, on the CPU.
+        first_sample: number of the stage's first sample.
         key: hash of all that determines this stage's result.
         checkpoint_every, log_every: in optimizer steps.
     """
@@ -58,9 +56,8 @@ class StageContext:
     accelerator: Accelerator
     plan: StagePlan
     objective: Objective
-    draw: Callable[[int], Conversation]
-    num_tokens: Callable[[Conversation], int]
-    collate: Callable[[Sequence[Conversation]], Batch]
+    draw: Callable[[int], Sample]
+    reader: SampleReader
     first_sample: int
     folder: Path
     key: str
@@ -189,9 +186,13 @@ def _steps(context: StageContext, first_step: int) -> Iterator[list[Batch]]:
     rank, world = context.accelerator.process_index, context.accelerator.num_processes
     for step in range(first_step, stage.steps):
         start = context.first_sample + step * stage.batch_size
-        own = [context.draw(sample) for sample in range(start + rank, start + stage.batch_size, world)]
-        groups = micro_batches(own, context.num_tokens, max_padding=stage.max_padding, max_tokens=stage.max_tokens)
-        yield [context.collate(group) for group in groups]
+        yield _batches(context, range(start + rank, start + stage.batch_size, world))
+
+
+def _batches(context: StageContext, samples: Sequence[int]) -> list[Batch]:
+    stage = context.plan.stage
+    drawn = [context.draw(sample) for sample in samples]
+    return context.reader.batches(drawn, max_padding=stage.max_padding, max_tokens=stage.max_tokens)
 
 
 def _gradients(
@@ -246,9 +247,7 @@ def _refuse_bad_step(context: StageContext, watch: FiniteWatch) -> None:
     samples = range(start, start + stage.batch_size)
     kept = context.folder / f"bad-step-{bad.step:08d}"
     if context.accelerator.is_main_process:
-        own = [context.draw(sample) for sample in samples]
-        groups = micro_batches(own, context.num_tokens, max_padding=stage.max_padding, max_tokens=stage.max_tokens)
-        keep_batch(kept, samples, [context.collate(group) for group in groups])
+        keep_batch(kept, samples, _batches(context, samples))
     befallen = f"the {bad.what} of {_site_list(bad.sites())}" if bad.parameters else "the loss"
     raise RunError(
         f"training diverged in stage '{stage.name}': {befallen} was not finite at step {bad.step}. Its samples "

@@ -12,21 +12,25 @@ from linearize.distill.loop import free_parameters, training_mode
 from linearize.distill.objectives import Objective
 from linearize.errors import LinearizeError, RunError
 from linearize.plan.plan import StagePlan
-from linearize.protocols import Batch
-from linearize.protocols.conversation import Conversation
+from linearize.protocols import Batch, Conversation, Sample
 
 MOST_LOOKED_AT = 16
-"""Conversations of the first step among which the batch is chosen."""
+"""Samples of the first step among which the batch is chosen."""
 
 
-def choose_conversations(
-    draw: Callable[[int], Conversation], num_tokens: Callable[[Conversation], int], batch_size: int
-) -> list[Conversation]:
-    """The longest of the first step's conversations, and the longest with images where that one has none."""
+def choose_samples(draw: Callable[[int], Sample], num_tokens: Callable[[Sample], int], batch_size: int) -> list[Sample]:
+    """The longest of the first step's samples, and the longest conversation with images where that one has none.
+
+    Where both kinds of samples are among them, one of a conversation with images is all.
+    """
     first = [draw(sample) for sample in range(min(batch_size, MOST_LOOKED_AT))]
     longest = sorted(first, key=num_tokens, reverse=True)
-    with_images = [one for one in longest if one.images]
-    return longest[:1] if longest[0].images else [longest[0], *with_images[:1]]
+    conversations = [one for one in longest if isinstance(one, Conversation)]
+    if not conversations:
+        return longest[:1]
+    with_images = [one for one in conversations if one.images]
+    chosen = conversations[0]
+    return [chosen] if chosen.images else [chosen, *with_images[:1]]
 
 
 def rehearse(

@@ -13,10 +13,11 @@ from accelerate import Accelerator
 from torch import nn
 
 from linearize.data.bad_record_file import BadRecordFile
+from linearize.data.samples import SampleReader
 from linearize.data.stream import SampleStream
 from linearize.distill.checkpoint import read_latest
 from linearize.distill.loop import SUMMARY_KEYS, StageContext, load_mixer_tensors, run_stage
-from linearize.distill.rehearsal import choose_conversations, rehearse
+from linearize.distill.rehearsal import choose_samples, rehearse
 from linearize.distill.seeding import hash_weights, seed_student, summarise
 from linearize.errors import RunError
 from linearize.evaluate.runner import SharedAnswers, evaluate
@@ -30,7 +31,7 @@ from linearize.pipeline.processes import processes, wait_for_first_process
 from linearize.plan.plan import Plan, StagePlan
 from linearize.plugin.components import ResolvedComponent
 from linearize.proof.teacher import prove_teacher
-from linearize.protocols import Batch, Conversation, DataSource, TeacherAdapter
+from linearize.protocols import Batch, DataSource, Sample, TeacherAdapter
 from linearize.recipe.load import LoadedRecipe
 from linearize.recipe.model import Component
 from linearize.report.page import write_report
@@ -60,7 +61,7 @@ def run_pipeline(
     """Seeds, distils, evaluates, saves and reports; goes on from wherever an earlier process stopped.
 
     Args:
-        source: of the training's conversations.
+        source: of the training's samples.
         teacher_answers: the folder in which several runs, one after another or at the same time, share what
             one teacher answers.
 
@@ -160,10 +161,10 @@ def _run_stages(
     left_out.follow(source)
     stream = _stream(recipe, source)
 
-    def draw(sample: int) -> Conversation:
-        conversation = stream[sample]
+    def draw(number: int) -> Sample:
+        sample = stream[number]
         left_out.follow(source)
-        return conversation
+        return sample
 
     key = _first_key(recipe)
     first_sample = 0
@@ -179,8 +180,7 @@ def _run_stages(
                 plan=planned,
                 objective=recipe.components[f"stages.{number}.objective"].build(),
                 draw=draw,
-                num_tokens=adapter.num_tokens,
-                collate=adapter.batch,
+                reader=SampleReader(adapter),
                 first_sample=first_sample,
                 folder=path,
                 key=key,
@@ -195,9 +195,9 @@ def _run_stages(
 
 
 def _first_batch(recipe: LoadedRecipe, adapter: TeacherAdapter, source: DataSource, plan: Plan) -> Batch:
-    """A conversation or two of the first step, on which the run is tried out."""
-    draw = _stream(recipe, source).__getitem__
-    return adapter.batch(choose_conversations(draw, adapter.num_tokens, plan.stages[0].stage.batch_size))
+    """A sample or two of the first step, on which the run is tried out."""
+    reader, draw = SampleReader(adapter), _stream(recipe, source).__getitem__
+    return reader.batch(choose_samples(draw, reader.num_tokens, plan.stages[0].stage.batch_size))
 
 
 def _stream(recipe: LoadedRecipe, source: DataSource) -> SampleStream:

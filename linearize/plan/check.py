@@ -13,7 +13,7 @@ from linearize.plan.plan import CheckedRecipe, Plan, StagePlan
 from linearize.plan.roles import asked_roles, check_roles_of_stand_in, select_parameters
 from linearize.plan.trials import try_benchmark, try_data
 from linearize.plugin.discovery import Plugins
-from linearize.protocols import AttentionSite, Layout, LeavesOut, TeacherAdapter
+from linearize.protocols import AttentionSite, FitsTeacher, Layout, TeacherAdapter
 from linearize.recipe.load import MIXER, Draft, draft_recipe, finish_draft, site_mixer_path
 from linearize.recipe.model import RunTable
 from linearize.recipe.site_ranges import site_ranges
@@ -54,7 +54,7 @@ def check_draft(draft: Draft) -> CheckedRecipe:
     _build(draft, "student.seeder")
     source = _build(draft, "data")
     try_data(draft, source, adapter)
-    if adapter is not None and isinstance(source, LeavesOut):
+    if adapter is not None and isinstance(source, FitsTeacher):
         with draft.telling("data"):
             source.fit_to(adapter.num_tokens)
     for path in [path for path in draft.components if path.startswith("evaluate.")]:

@@ -8,10 +8,19 @@ from dataclasses import dataclass
 
 from linearize.plan.mixers import SiteMixers
 from linearize.plugin.components import component_title
-from linearize.protocols import AttentionSite, DataSource, LeavesOut, TeacherAdapter
+from linearize.protocols import (
+    AttentionSite,
+    DataSource,
+    FitsTeacher,
+    HoldsText,
+    TeacherAdapter,
+    TellsContents,
+    sample_tokens,
+)
 from linearize.recipe.load import LoadedRecipe
 from linearize.recipe.model import Stage
 from linearize.recipe.site_ranges import site_ranges
+from linearize.wording import counted
 
 SAMPLES_FOR_TOKENS = 64
 
@@ -46,6 +55,7 @@ class Plan:
         mixers: the mixers of all sites that get one, alike ones together: the linear sites and those that only a stage
             trains.
         caveats: what the student will not do as its teacher does, whatever it is trained on; told with the plan.
+        data: what the data hold and how often the stages go through them; "" where it was not asked for.
     """
 
     sites: tuple[AttentionSite, ...]
@@ -53,6 +63,7 @@ class Plan:
     mixers: tuple[SiteMixers, ...]
     stages: tuple[StagePlan, ...]
     caveats: tuple[str, ...] = ()
+    data: str = ""
 
     @property
     def mixer_parameters(self) -> int:
@@ -92,18 +103,30 @@ class CheckedRecipe:
     plan: Plan
 
     def with_tokens(self) -> CheckedRecipe:
-        """The same with the tokens of each stage estimated; draws a few conversations of the recipe's data."""
+        """The same with its data told and the tokens of each stage estimated, for which it draws a few samples."""
         with self.recipe.components["data"].guarded():
             return dataclasses.replace(self, plan=_with_tokens(self.plan, self.source, self.adapter))
 
 
 def _with_tokens(plan: Plan, source: DataSource, adapter: TeacherAdapter) -> Plan:
-    """The plan with each stage's tokens, from the mean length of a few conversations of the data."""
+    """The plan with what the data hold, and each stage's tokens by the mean length of a few samples."""
     size = SAMPLES_FOR_TOKENS if source.size is None else min(SAMPLES_FOR_TOKENS, source.size)
-    draw = source.outline if isinstance(source, LeavesOut) else source.__getitem__
-    per_conversation = sum(adapter.num_tokens(draw(index)) for index in range(size)) / size
+    draw = source.outline if isinstance(source, FitsTeacher) else source.__getitem__
+    per_sample = sum(sample_tokens(adapter, draw(index)) for index in range(size)) / size
     stages = (
-        dataclasses.replace(planned, tokens=round(per_conversation * planned.stage.batch_size * planned.stage.steps))
+        dataclasses.replace(planned, tokens=round(per_sample * planned.stage.batch_size * planned.stage.steps))
         for planned in plan.stages
     )
-    return dataclasses.replace(plan, stages=tuple(stages))
+    return dataclasses.replace(plan, stages=tuple(stages), data=_contents(source, plan))
+
+
+def _contents(source: DataSource, plan: Plan) -> str:
+    """What the source holds, and how much of it the stages take."""
+    noun = "row" if isinstance(source, HoldsText) else "conversation"
+    taken = sum(planned.stage.steps * planned.stage.batch_size for planned in plan.stages)
+    has = "without end" if source.size is None else counted(source.size, noun)
+    if isinstance(source, TellsContents):
+        has = source.contents()
+    if source.size is None:
+        return f"{has}; the stages take {counted(taken, noun)}"
+    return f"{has}; the stages take {taken:,}, {taken / source.size:.3g} epochs"

@@ -70,6 +70,8 @@ def _overview(recipe: LoadedRecipe, plan: Plan, model: Any, device: Any) -> Tabl
     on_top = f"; {len(kept)} sites keep their attention and store keys and values on top" if kept else ""
     table.add_row("state", f"{byte_size(plan.state_bytes)} per sequence, whatever its length{on_top}")
     table.add_row("data", _named(recipe.components["data"]))
+    if plan.data:
+        table.add_row("", plan.data)
     table.add_row("run", f"{RUNS / recipe.recipe.run.name}, seed {recipe.recipe.run.seed}")
     where = recipe.recipe.run.device if device is None else _device_name(device)
     table.add_row("device", f"{where}, {recipe.recipe.run.dtype}")

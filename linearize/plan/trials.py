@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from linearize.errors import DataError
-from linearize.protocols.conversation import Conversation
+from linearize.protocols import Conversation, HoldsText, ReadsText
 
 if TYPE_CHECKING:
     from linearize.protocols import Benchmark, DataSource, TeacherAdapter
@@ -17,12 +17,28 @@ def try_data(draft: Draft, source: DataSource | None, adapter: TeacherAdapter | 
     if source is None:
         return
     with draft.telling("data"):
+        if isinstance(source, HoldsText):
+            _try_text(source, adapter)
+            return
         size = source.size
         if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
             raise TypeError(f"`size` has to be a number of conversations, or None without end; got {size!r}")
         if size is not None and size < 1:
             raise ValueError("there is no conversation")
         _require_conversation(source[0], "conversation 0", adapter)
+
+
+def _try_text(source: HoldsText, adapter: TeacherAdapter | None) -> None:
+    """The first row alone: how many there are is known once the teacher's tokenizer has read all documents."""
+    if adapter is None:
+        return
+    if not isinstance(adapter, ReadsText):
+        raise DataError(
+            "it holds running text, which this teacher's adapter does not make tokens of; choose conversations, or "
+            "give the adapter the methods of linearize.protocols.ReadsText"
+        )
+    source.read_as(adapter)
+    source[0]  # type: ignore[index]
 
 
 def try_benchmark(draft: Draft, path: str, benchmark: Benchmark | None, adapter: TeacherAdapter | None) -> None:

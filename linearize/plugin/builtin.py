@@ -62,6 +62,10 @@ def linearize_register(register: Register) -> None:
         name="hub_dataset", build="linearize.data.hub_dataset:HubDatasetSource",
         config="linearize.data.hub_dataset:HubDatasetConfig", source="https://huggingface.co/docs/datasets",
         summary="a dataset of the Hugging Face hub or a folder of one, with images and conversations"))  # fmt: skip
+    register(DataSpec(
+        name="text", build="linearize.data.text.source:TextSource",
+        config="linearize.data.text.config:TextConfig", source="https://arxiv.org/abs/2005.14165",
+        summary="running text from files or a dataset, cut into rows of the teacher's tokens"))  # fmt: skip
     register(EvaluatorSpec(
         name="branches", build="linearize.evaluate.branches.evaluator:Branches",
         config="linearize.evaluate.branches.config:BranchesConfig", source="https://arxiv.org/abs/2510.05901",

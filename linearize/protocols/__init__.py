@@ -5,7 +5,7 @@ from __future__ import annotations
 from linearize.protocols.batch import TOKEN_IMAGE, TOKEN_PAD, TOKEN_TEXT, Batch
 from linearize.protocols.benchmark import Benchmark
 from linearize.protocols.conversation import IMAGE_MARK, Conversation, Turn
-from linearize.protocols.data import BadRecord, DataSource, LeavesOut, ShuffledSource
+from linearize.protocols.data import BadRecord, DataSource, FitsTeacher, LeavesOut, ShuffledSource
 from linearize.protocols.evaluator import Answer, AnsweredTask, EvaluatedStudent, Evaluator, Section
 from linearize.protocols.format import CheckpointFormat
 from linearize.protocols.layout import Layout
@@ -23,6 +23,7 @@ from linearize.protocols.schedule import Schedule
 from linearize.protocols.seeder import Seeder, SeedReport
 from linearize.protocols.site import AttentionSite, AttentionWeights, SiteNorm
 from linearize.protocols.teacher import PublishedCheckpoint, TeacherAdapter, TellsCaveats, TellsModalities
+from linearize.protocols.text import HoldsText, ReadsText, Sample, TellsContents, TextRow, sample_tokens
 
 __all__ = [
     "IMAGE_MARK",
@@ -44,12 +45,16 @@ __all__ = [
     "DataSource",
     "EvaluatedStudent",
     "Evaluator",
+    "FitsTeacher",
+    "HoldsText",
     "Layout",
     "LeavesOut",
     "Mixer",
     "PublishedCheckpoint",
+    "ReadsText",
     "RemarkingMixer",
     "RepeatingMixer",
+    "Sample",
     "Schedule",
     "Section",
     "SeedReport",
@@ -60,6 +65,9 @@ __all__ = [
     "State",
     "TeacherAdapter",
     "TellsCaveats",
+    "TellsContents",
     "TellsModalities",
+    "TextRow",
     "Turn",
+    "sample_tokens",
 ]

@@ -1,4 +1,4 @@
-"""Where conversations come from."""
+"""Where conversations, and rows of text, come from."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from linearize.protocols.conversation import Conversation
+    from linearize.protocols.text import Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,26 +32,38 @@ class BadRecord:
 
 
 class DataSource(Protocol):
-    """Conversations by number: the same index always gives the same conversation."""
+    """Conversations, or rows of text, by number: the same index always gives the same sample."""
 
     size: int | None
     """How many there are; None when they are drawn without end."""
 
-    def __getitem__(self, index: int) -> Conversation: ...
+    def __getitem__(self, index: int) -> Sample: ...
 
 
 class ShuffledSource(Protocol):
     """What a data source of a certain size offers besides, when its order is not one to train in."""
 
     shuffle: bool
-    """Whether each pass goes through the conversations in a new order; without this member: in their own."""
+    """Whether each pass goes through the samples in a new order; without this member: in their own."""
 
 
 @runtime_checkable
 class LeavesOut(Protocol):
     """What a data source offers besides, when records of it may turn out to be of no use.
 
-    Such a record gives way to the next good one, always the same. The run keeps the account in its folder.
+    The run keeps the account of them in its folder.
+    """
+
+    def bad_records(self) -> Sequence[BadRecord]:
+        """What was left out so far, in the order in which it was found."""
+        ...
+
+
+@runtime_checkable
+class FitsTeacher(Protocol):
+    """What a data source offers besides, when it leaves out conversations that its teacher cannot take.
+
+    Such a one gives way to the next good one, always the same.
     """
 
     def fit_to(self, num_tokens: Callable[[Conversation], int]) -> None:
@@ -59,8 +72,4 @@ class LeavesOut(Protocol):
 
     def outline(self, index: int) -> Conversation:
         """``self[index]`` with blank images of the right sizes; decodes none."""
-        ...
-
-    def bad_records(self) -> Sequence[BadRecord]:
-        """What was left out so far, in the order in which it was found."""
         ...

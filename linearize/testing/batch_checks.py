@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from linearize.protocols import TOKEN_IMAGE, TOKEN_PAD, TeacherAdapter
+from linearize.protocols import TOKEN_IMAGE, TOKEN_PAD, TOKEN_TEXT, ReadsText, TeacherAdapter
 from linearize.protocols.conversation import Conversation
 from linearize.testing.numbers import assert_values_near
 from linearize.testing.teacher_inputs import ids_of, load, logits_of
@@ -91,3 +91,49 @@ def check_answer(adapter: TeacherAdapter, conversation: Conversation) -> None:
         f"the tokens that the loss covers decode to {text}; expected ['{answer}']: decode() leaves out special "
         "tokens, and loss_mask_BT covers the answer and the token that ends it"
     )
+
+
+def check_texts(adapter: TeacherAdapter, conversations: Sequence[Conversation], tolerance: float) -> None:
+    """Fails unless running text is read as text, and a batch of rows gives what each row gives alone.
+
+    Args:
+        conversations: without images; their words are the text.
+        tolerance: as for ``check_batches``.
+    """
+    __tracebackhide__ = True
+    assert isinstance(adapter, ReadsText)
+    model = load(adapter)
+    words = ["\n".join(f"{turn.question} {turn.answer}" for turn in one.turns) for one in conversations]
+    rows = adapter.text_ids(words)
+    assert [adapter.text_ids([text])[0] for text in words] == rows, "text_ids() depends on what else it is given"
+    processor = adapter.processor()
+    unknown = getattr(processor, "tokenizer", processor).unk_token_id
+    for text, ids in zip(words, rows, strict=True):
+        if unknown in ids:  # a tiny vocabulary may lack the words
+            continue
+        decoded = adapter.decode(torch.tensor([ids]))[0]
+        assert decoded.split() == text.split(), f"the tokens of {text!r} decode to {decoded!r}"
+    batch = adapter.text_batch(rows)
+    valid_BT = batch.inputs["attention_mask"].bool()
+    assert torch.equal(batch.loss_mask_BT, valid_BT), "the loss covers every token of running text, and no pad"
+    assert torch.equal(batch.token_kind_BT, torch.where(valid_BT, TOKEN_TEXT, TOKEN_PAD).to(torch.uint8))
+    logits_BTX = logits_of(model, batch)
+    for row, ids in enumerate(rows):
+        assert ids_of(batch, row) == ids, f"row {row} has other tokens than it was given"
+        assert bool(valid_BT[row, : len(ids)].all()), "rows are padded on the right"
+        assert_values_near(
+            logits_BTX[row, : len(ids)],
+            logits_of(model, adapter.text_batch([ids]))[0],
+            tolerance,
+            f"look at mask and positions: against row {row} alone, its logits in a padded batch are",
+        )
+    whole = adapter.batch(conversations[:1])
+    as_text = adapter.text_batch([ids_of(whole, 0)])
+    if missing := sorted(whole.inputs.keys() - as_text.inputs.keys()):
+        assert_values_near(
+            logits_of(model, as_text),
+            logits_of(model, whole),
+            tolerance,
+            f"text_batch() lacks {', '.join(missing)}, which batch() gives: against a conversation's, the logits of "
+            "its tokens as running text are",
+        )

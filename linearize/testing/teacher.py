@@ -34,13 +34,13 @@ from linearize.plugin.specs import MixerSpec
 from linearize.proof.calls import SiteCall
 from linearize.proof.case import make_case
 from linearize.proof.diagnosis import explain
-from linearize.protocols import TOKEN_IMAGE, AttentionSite, Batch, TeacherAdapter
+from linearize.protocols import TOKEN_IMAGE, AttentionSite, Batch, ReadsText, TeacherAdapter
 from linearize.protocols.conversation import IMAGE_MARK, Conversation, Turn
 from linearize.student.convert import convert, linearized_sites, set_linear, teacher_route
 from linearize.student.mixers import build_mixer
 from linearize.student.modeling import load_student, save_student
 from linearize.student.snapshot import student_state
-from linearize.testing.batch_checks import check_answer, check_batches, check_prompts
+from linearize.testing.batch_checks import check_answer, check_batches, check_prompts, check_texts
 from linearize.testing.model_checks import (
     assert_logits_near,
     check_cache_name,
@@ -52,7 +52,7 @@ from linearize.testing.model_checks import (
 from linearize.testing.numbers import assert_values_near
 from linearize.testing.site_checks import check_call, check_facts, check_module, check_rope, check_shapes, check_theta
 from linearize.testing.teacher_inputs import load, load_frozen, logits_of, picture
-from linearize.testing.typed_marks import check_typed_marks
+from linearize.testing.typed_marks import check_typed_marks, check_typed_text
 from linearize.testing.watching import attention_calls, record_sites
 
 READERS = (
@@ -338,6 +338,13 @@ class TeacherConformance:
         check_batches(adapter, self.image_conversations(), self.padding_tolerance)
         mixed = [*self.image_conversations(), *self.text_conversations()]
         check_batches(adapter, mixed, self.padding_tolerance)
+
+    def test_running_text_is_read_as_text(self, adapter: TeacherAdapter) -> None:
+        """With text_ids() and text_batch(): every token counts, and a row gives in a batch what it gives alone."""
+        if not isinstance(adapter, ReadsText):
+            pytest.skip("this adapter takes no running text")
+        check_texts(adapter, self.text_conversations(), self.padding_tolerance)
+        check_typed_text(adapter, self.questions[1])
 
     def test_prompts_are_padded_on_the_left_and_begin_as_the_conversation_does(self, adapter: TeacherAdapter) -> None:
         """What is generated from is what was trained on, up to where the answer begins."""

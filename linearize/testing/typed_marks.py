@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from linearize.errors import DataError
-from linearize.protocols import IMAGE_MARK, TOKEN_IMAGE, Batch, Conversation, TeacherAdapter, Turn
+from linearize.protocols import IMAGE_MARK, TOKEN_IMAGE, Batch, Conversation, ReadsText, TeacherAdapter, Turn
 from linearize.testing.teacher_inputs import ids_of
 
 
@@ -16,10 +16,7 @@ def check_typed_marks(adapter: TeacherAdapter, conversation: Conversation) -> No
     An adapter may also refuse such a conversation with a DataError, from ``num_tokens`` and ``batch`` alike.
     """
     __tracebackhide__ = True
-    processor = adapter.processor()
-    tokenizer: Any = getattr(processor, "tokenizer", processor)
-    special = {int(token): str(added.content) for token, added in tokenizer.added_tokens_decoder.items()
-               if added.special and token != tokenizer.unk_token_id}  # fmt: skip
+    tokenizer, special = _special_tokens(adapter)
     spelt = "".join(special.values())
     first, *others = conversation.turns
     typed = Turn(f"{first.question} {spelt.replace(IMAGE_MARK, '')}", f"{first.answer} {spelt}")
@@ -49,6 +46,35 @@ def check_typed_marks(adapter: TeacherAdapter, conversation: Conversation) -> No
     if tokenizer.unk_token_id not in ids:  # a tiny vocabulary may lack the characters
         answer = _answer_text(adapter, batch)
         assert _squeezed(typed.answer) in _squeezed(answer), f"the answer {typed.answer!r} comes back as {answer!r}"
+
+
+def check_typed_text(adapter: TeacherAdapter, text: str) -> None:
+    """The same for running text, which ``text_ids`` may refuse too."""
+    __tracebackhide__ = True
+    assert isinstance(adapter, ReadsText)
+    _, special = _special_tokens(adapter)
+    try:
+        [typed] = adapter.text_ids([f"{text} {''.join(special.values())}"])
+    except DataError:
+        return
+    [plain] = adapter.text_ids([text])
+    for token, spelt in special.items():
+        found, expected = typed.count(token), plain.count(token)
+        assert found == expected, (
+            f"{spelt!r} in running text becomes the token {token}: {found} of them in a text that has {expected} "
+            "without it. Encode texts with split_special_tokens=True, or refuse such a one with a DataError"
+        )
+
+
+def _special_tokens(adapter: TeacherAdapter) -> tuple[Any, dict[int, str]]:
+    """The tokenizer, and how its special tokens are spelt."""
+    processor = adapter.processor()
+    tokenizer: Any = getattr(processor, "tokenizer", processor)
+    return tokenizer, {
+        int(token): str(added.content)
+        for token, added in tokenizer.added_tokens_decoder.items()
+        if added.special and token != tokenizer.unk_token_id
+    }
 
 
 def _answer_text(adapter: TeacherAdapter, batch: Batch) -> str:

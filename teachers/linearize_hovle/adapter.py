@@ -142,6 +142,18 @@ class HovleAdapter:
         tiles = [self._processor.num_tiles(image.size) for image in conversation.images]
         return len(encode_conversation(self._processor, conversation, tiles, for_generation=False)[0])
 
+    def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of whole documents, between BOS and EOS."""
+        from linearize_hovle.batching import encode_document
+
+        return [encode_document(self._processor.tokenizer, text) for text in texts]
+
+    def text_batch(self, rows: Sequence[Sequence[int]]) -> Batch:
+        """Rows of tokens, right-padded; the loss covers all of them."""
+        from linearize_hovle.batching import make_text_batch
+
+        return make_text_batch(self._processor, rows)
+
     def decode(self, ids_BT: Tensor) -> list[str]:
         """The text of generated ids, special tokens stripped."""
         texts: list[str] = self._processor.tokenizer.batch_decode(ids_BT, skip_special_tokens=True)

@@ -42,21 +42,46 @@ def make_batch(
     for conversation in conversations:
         own = tiles[taken : (taken := taken + len(conversation.images))]
         rows.append(encode_conversation(processor, conversation, own, for_generation=for_generation))
+    batch = _padded(processor, rows, on_the_left=for_generation)
+    if tiles:
+        batch.inputs["pixel_values"] = torch.from_numpy(pixel_values)
+    return batch
+
+
+def make_text_batch(processor: HovleProcessor, rows: Sequence[Sequence[int]]) -> Batch:
+    """Rows of running text, padded on the right; the loss covers every token."""
+    return _padded(processor, [(ids, True) for ids in rows], on_the_left=False)
+
+
+def encode_document(tokenizer: HovleTokenizer, text: str) -> list[int]:
+    """A document's ids between BOS, where the tokenizer adds one, and EOS.
+
+    Raises:
+        DataError: sentencepiece itself reads a part of it as an added token.
+    """
+    ids: list[int] = tokenizer.sp_model.encode(text)  # not kept, as stretches of prompts are: no document comes twice
+    _refuse_marks(tokenizer, ids, "the document")
+    front = [tokenizer.bos_token_id] if tokenizer.add_bos_token else []
+    return [*front, *ids, tokenizer.eos_token_id]
+
+
+def _padded(
+    processor: HovleProcessor, rows: Sequence[tuple[Sequence[int], Sequence[bool] | bool]], *, on_the_left: bool
+) -> Batch:
+    """Ids, and for each whether the loss covers it, as a batch without pixels."""
     length = max(len(ids) for ids, _ in rows)
     ids_BT = np.full((len(rows), length), processor.tokenizer.pad_token_id, dtype=np.int64)
     loss_BT = np.zeros(ids_BT.shape, dtype=bool)
     valid_BT = np.zeros(ids_BT.shape, dtype=bool)
-    for row, (ids, is_answer) in enumerate(rows):
-        place = slice(length - len(ids), None) if for_generation else slice(len(ids))
-        ids_BT[row, place], loss_BT[row, place], valid_BT[row, place] = ids, is_answer, True
+    for row, (ids, is_target) in enumerate(rows):
+        place = slice(length - len(ids), None) if on_the_left else slice(len(ids))
+        ids_BT[row, place], loss_BT[row, place], valid_BT[row, place] = ids, is_target, True
     kind_BT = np.where(ids_BT == processor.image_token_id, TOKEN_IMAGE, TOKEN_TEXT).astype(np.uint8)
     kind_BT[~valid_BT] = TOKEN_PAD
     inputs: dict[str, Tensor] = {
         "input_ids": torch.from_numpy(ids_BT),
         "attention_mask": torch.from_numpy(valid_BT.astype(np.int64)),
     }
-    if tiles:
-        inputs["pixel_values"] = torch.from_numpy(pixel_values)
     return Batch(inputs, torch.from_numpy(loss_BT), torch.from_numpy(kind_BT))
 
 
@@ -93,18 +118,18 @@ def encode_conversation(
             start = len(ids) - len(alone) + common
             del ids[start:], flags[start:]
             ids += joint[common:]
-            _refuse_marks(tokenizer, joint[common:], conversation)
+            _refuse_marks(tokenizer, joint[common:], f"conversation '{conversation.id}'")
             before += text
         flags += [is_answer and not for_generation] * (len(ids) - len(flags))
     return ids, flags
 
 
-def _refuse_marks(tokenizer: HovleTokenizer, ids: Sequence[int], conversation: Conversation) -> None:
+def _refuse_marks(tokenizer: HovleTokenizer, ids: Sequence[int], what: str) -> None:
     """Refuses text that sentencepiece itself reads as an added token: one may sit on an id whose name can be typed."""
     for token in ids:
         if mark := tokenizer.mark(token):
             raise DataError(
-                f"conversation '{conversation.id}' holds the text {tokenizer.sp_model.id_to_piece(token)!r}, which the "
+                f"{what} holds the text {tokenizer.sp_model.id_to_piece(token)!r}, which the "
                 f"checkpoint's tokenizer reads as {mark}; leave it out"
             )
 

@@ -130,6 +130,14 @@ class TransformersAdapter:
         """How many tokens ``batch`` makes of a conversation; images are counted by their sizes."""
         return self._batcher.num_tokens(conversation)
 
+    def text_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of whole documents, with what the tokenizer puts in front and the token that ends a text."""
+        return self._batcher.typed.documents(texts)
+
+    def text_batch(self, rows: Sequence[Sequence[int]]) -> Batch:
+        """Rows of tokens, right-padded; the loss covers all of them."""
+        return self._batcher.text_batch(rows)
+
     def decode(self, ids_BT: Tensor) -> list[str]:
         """The text of generated ids, special tokens stripped."""
         texts: list[str] = self._tokenizer.batch_decode(ids_BT, skip_special_tokens=True)

@@ -103,6 +103,16 @@ class Batcher:
         inputs = {name: value for name, value in outputs.items() if name in self.input_names}
         return Batch(inputs, loss_BT, kind_BT)
 
+    def text_batch(self, rows: Sequence[Sequence[int]]) -> Batch:
+        """Rows of tokens, right-padded; the loss covers all of them."""
+        padded = [{"input_ids": list(ids)} for ids in rows]
+        outputs = dict(self.tokenizer.pad(padded, padding=True, padding_side="right", return_tensors="pt"))
+        outputs = self._text_inputs({name: outputs[name] for name in ("input_ids", "attention_mask")})
+        valid_BT = outputs["attention_mask"].bool()
+        kind_BT = torch.where(valid_BT, TOKEN_TEXT, TOKEN_PAD).to(torch.uint8)
+        inputs = {name: value for name, value in outputs.items() if name in self.input_names}
+        return Batch(inputs, valid_BT, kind_BT)
+
     def num_tokens(self, conversation: Conversation) -> int:
         """Tokens of a whole conversation; an image's are counted once for each size that is met."""
         prompt = self.template.prompt(self.typed.hand_over(conversation), for_generation=False)
@@ -140,6 +150,10 @@ class Batcher:
             padding_side=padding_side,
             **self._special(texts[0]),
         )
+
+    def _text_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All that a model takes where no image is, from ids and mask."""
+        return inputs
 
     def _special(self, text: str) -> dict[str, bool]:
         """A template that writes the first token itself must not get it a second time."""

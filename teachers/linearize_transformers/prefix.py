@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from linearize_transformers.batching import Batcher
@@ -42,6 +43,10 @@ class PrefixBatcher(Batcher):
         if pictures:
             outputs |= self.processor.image_processor(pictures, return_tensors="pt")
         return outputs
+
+    def _text_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Running text is all suffix: each token sees those before it."""
+        return {**inputs, "token_type_ids": torch.ones_like(inputs["input_ids"])}
 
     def _special(self, text: str) -> dict[str, bool]:
         """Its text is whole, first token included, wherever that stands."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -63,6 +63,26 @@ class TypedText:
         )
         return conversation if turns == conversation.turns else replace(conversation, turns=turns)
 
+    def documents(self, texts: Sequence[str]) -> list[list[int]]:
+        """The tokens of running text: what the tokenizer puts in front of a text, the text, and what ends one.
+
+        Raises:
+            DataError: a text spells a token that the tokenizer reads wherever it stands.
+        """
+        tokenizer = getattr(self._original, "tokenizer", self._original)
+        read = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+        for ids in read:
+            self._refuse_marks(ids, "a document")
+        ends = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        return [[*self._front, *ids, *ends] for ids in read]
+
+    @functools.cached_property
+    def _front(self) -> list[int]:
+        """What the tokenizer puts in front of every text."""
+        tokenizer = getattr(self._original, "tokenizer", self._original)
+        whole, text = (tokenizer("x", add_special_tokens=special)["input_ids"] for special in (True, False))
+        return list(whole[: next(place for place, token in enumerate(whole) if token == text[0])])
+
     def restore(self, ids: Tensor) -> Tensor:
         """Ids of any shape with the tokens that stand-ins stand for."""
         if not self._ordinary:
@@ -79,13 +99,15 @@ class TypedText:
         core = text.strip()  # templates may strip the white space around a text
         begin = text.index(core)
         ids = self._ids_as_text(core)
-        for token in ids:
-            if token in self._marks:
-                raise DataError(
-                    f"conversation '{name}' holds the text {self._marks[token]!r}, which the checkpoint's tokenizer "
-                    "reads as a mark of the prompt wherever it stands; leave it out"
-                )
+        self._refuse_marks(ids, f"conversation '{name}'")
         return text[:begin] + "".join(map(self._stand_in, ids)) + text[begin + len(core) :]
+
+    def _refuse_marks(self, ids: Iterable[int], what: str) -> None:
+        for token in self._marks.keys() & set(ids):
+            raise DataError(
+                f"{what} holds the text {self._marks[token]!r}, which the checkpoint's tokenizer reads as a mark of "
+                "the prompt wherever it stands; leave it out"
+            )
 
     def _ids_as_text(self, text: str) -> list[int]:
         tokenizer = getattr(self._original, "tokenizer", self._original)

@@ -1,0 +1,45 @@
+"""Samples of either kind to batches: conversations by the teacher's own way, rows of text by theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from linearize.data.stream import micro_batches
+from linearize.errors import DataError
+from linearize.protocols import Batch, Conversation, ReadsText, Sample, TeacherAdapter, TextRow, sample_tokens
+
+
+class SampleReader:
+    """What one teacher makes of samples."""
+
+    def __init__(self, adapter: TeacherAdapter) -> None:
+        self.adapter = adapter
+
+    def num_tokens(self, sample: Sample) -> int:
+        """Tokens that a batch has of the sample."""
+        return sample_tokens(self.adapter, sample)
+
+    def batch(self, samples: Sequence[Sample]) -> Batch:
+        """Samples of one kind, right-padded.
+
+        Raises:
+            DataError: they are of both kinds, or text for a teacher that takes none; or the teacher refuses one.
+        """
+        conversations = [sample for sample in samples if isinstance(sample, Conversation)]
+        rows = [sample for sample in samples if isinstance(sample, TextRow)]
+        if not rows:
+            return self.adapter.batch(conversations)
+        if conversations:
+            raise DataError(f"a batch of {len(conversations)} conversations and {len(rows)} rows of text was asked for")
+        if not isinstance(self.adapter, ReadsText):
+            raise DataError(f"{type(self.adapter).__name__} takes no running text (linearize.protocols.ReadsText)")
+        return self.adapter.text_batch([row.ids for row in rows])
+
+    def batches(self, samples: Sequence[Sample], *, max_padding: float, max_tokens: int) -> list[Batch]:
+        """One optimizer step's samples in batches of one kind and similar length."""
+        kinds = ([one for one in samples if isinstance(one, TextRow) == is_text] for is_text in (False, True))
+        return [
+            self.batch(group)
+            for of_kind in kinds
+            for group in micro_batches(of_kind, self.num_tokens, max_padding=max_padding, max_tokens=max_tokens)
+        ]

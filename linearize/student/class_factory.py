@@ -33,6 +33,7 @@ from linearize.student.convert import convert, linearized_sites, release_teacher
 from linearize.student.description import build_mixers, read_description
 from linearize.student.generation import with_stateful_generation
 from linearize.student.remote_code import MODEL_MODULE, write_model_code
+from linearize.student.state import STATE_DTYPES, dtype_name
 
 MODEL_TYPE_PREFIX = "linearize_"
 CONFIG = "config.json"
@@ -97,13 +98,24 @@ def _base_class(target: str, model_type: str) -> Any:
 
 def _config_class(base: Any, target: str) -> Any:
     class StudentConfig(base):
-        """The base model's configuration, whose ``linearize`` entry is a StudentDescription as plain data."""
+        """The base model's configuration, and what is a student's own.
+
+        Attributes:
+            linearize: a StudentDescription as plain data.
+            state_dtype: in what memories of linear sites are kept from one call to the next; read when a cache is made.
+        """
 
         model_type = MODEL_TYPE_PREFIX + base.model_type
 
-        def __init__(self, linearize: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        def __init__(
+            self, linearize: dict[str, Any] | None = None, state_dtype: str = STATE_DTYPES[0], **kwargs: Any
+        ) -> None:
             super().__init__(**kwargs)
             self.linearize = linearize
+            self.state_dtype = state_dtype
+
+        def __setattr__(self, key: str, value: Any) -> None:
+            super().__setattr__(key, dtype_name(value) if key == "state_dtype" else value)  # config.json has names
 
         @classmethod
         def is_custom_code(cls) -> bool:
@@ -244,6 +256,7 @@ def _install_mixers(model: Any, config: Any, plugins: Plugins | None) -> None:
     model._keep_in_fp32_modules_strict |= {re.escape(name) for name in description.float32}
     for slot in linearized_sites(model):
         mixer: Any = slot.mixer
+        slot.stored_dtypes()  # what is no dtype is refused here, not with the first token
         _make_buffers_persistent(mixer)
         model._keep_in_fp32_modules_strict |= {f"{slot.site.path}.mixer.{name}" for name in fp32_parameters(mixer)}
         if not any(parameter.is_meta for parameter in mixer.parameters()):

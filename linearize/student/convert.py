@@ -36,6 +36,7 @@ def convert(model: nn.Module, sites: Sequence[AttentionSite], mixers: Mapping[in
     slots = [_slot(model, site, mixers.get(site.index)) for site in sites]
     model.requires_grad_(False)
     for slot in slots:
+        slot.config = getattr(model, "config", None)
         if slot.mixer is not None:
             slot.mixer.requires_grad_(True)
         replace_module(model, slot.site.path, slot)

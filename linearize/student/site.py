@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from linearize.protocols import AttentionSite
 from linearize.student.entrance import SEGMENTS, Documents
-from linearize.student.state import passed_cache, state_layer, token_validity
+from linearize.student.state import RecurrentStateLayer, passed_cache, state_layer, stored_dtypes, token_validity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +77,10 @@ class LinearizedAttention(nn.Module):
         runs_teacher: whether the teacher route is on; ``convert.teacher_route`` sets it.
         observer: called in the teacher route with what was captured and the mixer; turns gradients on if it wants any.
         documents: where they begin, while a call of the model runs that says so; see ``entrance``.
+        config: the model's configuration, whose ``state_dtype`` is read when a cache's slot is made.
     """
+
+    config: Any = None
 
     def __init__(
         self, site: AttentionSite, attention: nn.Module | None, mixer: nn.Module | None, o_proj: nn.Module
@@ -125,20 +128,27 @@ class LinearizedAttention(nn.Module):
     def _mix(self, x_BTD: Tensor, kwargs: dict[str, Any]) -> Tensor:
         assert self.mixer is not None  # set_linear lets no site without a mixer become linear
         cache = passed_cache(kwargs)
-        slot = None if cache is None else state_layer(cache, self.site.cache_index)
+        slot = None if cache is None else state_layer(cache, self.site.cache_index, self._new_slot)
         valid_BT = self.validity(x_BTD, kwargs, 0 if slot is None else slot.progress.seen)
         y_BTNV, state = self.mixer(
             x_BTD,
             valid_BT=valid_BT,
             position=self._position(kwargs),
             segments_BT=self._segments(x_BTD, kwargs),
-            state=None if slot is None or slot.is_empty else slot.states,
+            state=None if slot is None else slot.read(),
         )
         if slot is not None:
             slot.put(x_BTD.shape[1], state, valid_BT)
         # A mixer may keep its recurrence in fp32; the projection works in the dtype of the residual stream.
         output_BTD: Tensor = self.o_proj(y_BTNV.flatten(-2).to(x_BTD.dtype))
         return output_BTD
+
+    def stored_dtypes(self) -> dict[str, torch.dtype]:
+        """See :func:`linearize.student.state.stored_dtypes`."""
+        return stored_dtypes(self.mixer, self.config)
+
+    def _new_slot(self) -> RecurrentStateLayer:
+        return RecurrentStateLayer(self.stored_dtypes())
 
     def _observe(self, x_BTD: Tensor, kwargs: dict[str, Any], observer: Observer) -> tuple[Tensor, Tensor | None]:
         assert self.mixer is not None  # observe() takes only sites with a mixer

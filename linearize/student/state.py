@@ -3,7 +3,8 @@
 transformers' own LinearAttentionLayer is not used: a cache of such layers alone cannot tell its length, which most
 decoder bodies ask for, it loses the state of mixers without a convolution, and it lacks ``batch_repeat_interleave``.
 The slot of a linear site is therefore swapped for a ``RecurrentStateLayer`` when the site first runs; the model's
-configuration keeps the layer types of its teacher.
+configuration keeps the layer types of its teacher. Its ``state_dtype`` says in what memories are kept between calls; a
+mixer gets its state back in the dtypes that it gave it.
 
 Letters: B batch, T tokens of this call, S tokens that the attention mask covers, and S' those that it has rows for.
 """
@@ -18,6 +19,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, StaticLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
+
+STATE_DTYPES = ("float32", "bfloat16")
+"""What a configuration's ``state_dtype`` may be; the first one is that of a configuration without it."""
 
 CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
 """What the installed transformers calls the cache, in a model's arguments and in its output; renamed in 5.24."""
@@ -39,15 +43,18 @@ class Progress:
 class RecurrentStateLayer(CacheLayerMixin):
     """One site's state: named tensors, batch first, whose size does not depend on the tokens seen.
 
-    Each has the dtype that its mixer gave it (memories fp32, inputs of a convolution the model's, counts int64), so
-    the slot as a whole has none.
+    Each has the dtype that its mixer gave it (memories fp32, inputs of a convolution the model's, counts int64) or that
+    ``stored`` names, so the slot as a whole has none.
 
     It counts every token, pads included, because decoder bodies derive positions and mask sizes from the first slot
     that tells its length, and masks have a column for each pad. Those that are no pads it counts by row too: pads that
     were never written cannot become words later.
 
+    Args:
+        stored: tensors that are kept in another dtype than their mixer gives them.
+
     Attributes:
-        states: the mixer's state.
+        states: the mixer's state, as it is kept.
         progress: the tokens so far.
         stands_alone: whether no slot of its cache holds keys, so that nobody needs a mask over the tokens before.
     """
@@ -57,8 +64,10 @@ class RecurrentStateLayer(CacheLayerMixin):
     is_croppable = False
     supports_early_init = False
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, stored: Mapping[str, torch.dtype] | None = None) -> None:
+        super().__init__()
+        self.stored = dict(stored or {})
+        self._given: dict[str, torch.dtype] = {}
         self.keys = self.values = torch.empty(0)  # there are none; Mllama's decoder counts those of every slot
         self.states: dict[str, Tensor] = {}
         self.progress = Progress()
@@ -70,6 +79,12 @@ class RecurrentStateLayer(CacheLayerMixin):
         """Whether no token has been seen yet."""
         return not self.progress.seen
 
+    def read(self) -> dict[str, Tensor] | None:
+        """The state in the dtypes that its mixer gave it; None before the first token."""
+        if self.is_empty:
+            return None
+        return {name: state.to(self._given.get(name, state.dtype)) for name, state in self.states.items()}
+
     def put(self, num_tokens: int, states: Mapping[str, Tensor], valid_BT: Tensor | None = None) -> None:
         """Replaces the state by the one after ``num_tokens`` further tokens, of which ``valid_BT`` are no pads."""
         if valid_BT is not None:
@@ -77,7 +92,11 @@ class RecurrentStateLayer(CacheLayerMixin):
             self.progress.real_B = valid_BT.sum(1) + before
         elif self.progress.real_B is not None:
             self.progress.real_B = self.progress.real_B + num_tokens
-        self.states = {name: _alone_in_memory(state) for name, state in states.items()}
+        if not self._given:
+            self._note_dtypes(states)
+        self.states = {
+            name: _alone_in_memory(state.to(self.stored.get(name, state.dtype))) for name, state in states.items()
+        }
         self.progress.seen += num_tokens
         self.is_initialized = True
         for tensor in self.states.values():
@@ -151,6 +170,9 @@ class RecurrentStateLayer(CacheLayerMixin):
             "generate without an assistant model or prompt lookup"
         )
 
+    def _note_dtypes(self, states: Mapping[str, Tensor]) -> None:
+        self._given = {name: states[name].dtype for name in self.stored}
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> None:
         self.states = {name: change(state) for name, state in self.states.items()}
         if self.progress.real_B is not None:
@@ -175,8 +197,41 @@ def passed_cache(kwargs: Mapping[str, Any]) -> Cache | None:
     return caches[0] if caches else None
 
 
-def state_layer(cache: Cache, index: int) -> RecurrentStateLayer:
-    """The recurrent slot ``index`` of ``cache``; an untouched slot of another kind is replaced.
+def dtype_name(dtype: Any) -> Any:
+    """What a configuration calls a dtype: "bfloat16" for torch.bfloat16; anything else as it is."""
+    return str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+
+
+def stored_dtypes(mixer: Any, config: Any) -> dict[str, torch.dtype]:
+    """The tensors of a mixer's state that a model with this configuration keeps in another dtype than the mixer gives.
+
+    They are its memories: what is float32 where the model is bfloat16. Counts, angles in float64, and what has the
+    model's own dtype, such as inputs of a convolution, stay as they are.
+
+    Raises:
+        ValueError: the configuration's ``state_dtype`` is none of ``STATE_DTYPES``, or the mixer tells no dtypes.
+    """
+    name = dtype_name(getattr(config, "state_dtype", STATE_DTYPES[0]))
+    if name not in STATE_DTYPES:
+        raise ValueError(
+            f"the configuration's state_dtype is {name!r}; expected {' or '.join(map(repr, STATE_DTYPES))}"
+        )
+    if name == STATE_DTYPES[0]:
+        return {}
+    empty = getattr(mixer, "empty_state", None)
+    if empty is None:
+        raise ValueError(
+            f"state_dtype = {name!r} needs to know which tensors of a state are memories, and a {type(mixer).__name__} "
+            "has no empty_state() that tells; define it, as linearize.protocols.Mixer says, or use 'float32'"
+        )
+    states = empty(1, device="meta", dtype=torch.bfloat16)
+    return {key: getattr(torch, name) for key, state in states.items() if state.dtype == torch.float32}
+
+
+def state_layer(
+    cache: Cache, index: int, make: Callable[[], RecurrentStateLayer] = RecurrentStateLayer
+) -> RecurrentStateLayer:
+    """The recurrent slot ``index`` of ``cache``; an untouched slot of another kind is replaced by what ``make`` gives.
 
     Raises:
         RuntimeError: the slot already holds keys and values, has a static size, or does not exist.
@@ -202,8 +257,8 @@ def state_layer(cache: Cache, index: int) -> RecurrentStateLayer:
             f"cache slot {index} holds the keys and values of {layer.get_seq_length()} tokens that no mixer has seen; "
             "start from an empty cache when the route of a model changes"
         )
-    cache.layers[index] = RecurrentStateLayer()
-    return cache.layers[index]
+    made = cache.layers[index] = make()
+    return made
 
 
 def token_validity(attention_mask: Any, num_tokens: int, seen: int | Tensor) -> Tensor | None:

@@ -28,12 +28,20 @@ class StaticStateLayer(RecurrentStateLayer):
         max_cache_len: tokens for which the cache's masks have columns. The state itself has no such limit.
         progress: the cache's count of tokens.
         advances: whether this slot moves the count on; one of a cache does, that of its last linear site.
+        stored: see ``RecurrentStateLayer``.
     """
 
     is_compileable = True
 
-    def __init__(self, max_cache_len: int, progress: Progress, *, advances: bool) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        max_cache_len: int,
+        progress: Progress,
+        *,
+        advances: bool,
+        stored: Mapping[str, torch.dtype] | None = None,
+    ) -> None:
+        super().__init__(stored)
         self.max_cache_len = max_cache_len
         self.progress = progress
         self.advances = advances
@@ -45,10 +53,12 @@ class StaticStateLayer(RecurrentStateLayer):
         return self._is_empty
 
     def allocate(self, states: Mapping[str, Tensor]) -> None:
-        """Takes tensors of these shapes and dtypes for good."""
+        """Takes tensors of these shapes and dtypes, or those of ``stored``, for good."""
+        self._note_dtypes(states)
         # Strides of a state depend on the prompt's length; a graph is made for one layout.
         self.states = {
-            name: state.detach().clone(memory_format=torch.contiguous_format) for name, state in states.items()
+            name: state.detach().to(self.stored.get(name, state.dtype)).clone(memory_format=torch.contiguous_format)
+            for name, state in states.items()
         }
         first = next(iter(self.states.values()))
         self.device, self.batch_size = first.device, first.shape[0]
@@ -166,7 +176,7 @@ def make_states_static(model: nn.Module, cache: Cache, max_length: int) -> None:
     sites = linear_sites(model)
     progress = Progress(torch.zeros((), dtype=torch.int64))
     for site in sites:
-        slot = StaticStateLayer(max_length, progress, advances=site is sites[-1])
+        slot = StaticStateLayer(max_length, progress, advances=site is sites[-1], stored=site.stored_dtypes())
         cache.layers[site.site.cache_index] = slot
     for layer in cache.layers:
         if isinstance(layer, StaticStateLayer):

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import torch
 
     from linearize.comparison.findings import ComparisonResult
+    from linearize.inference.bench import BenchOptions
+    from linearize.inference.results import BenchResult
     from linearize.pipeline.run import RunResult
 
 Overrides = Sequence[str] | Mapping[str, Any]
@@ -222,6 +224,41 @@ def compare(
             result = collect(comparison, folder, failures, speed, most_jobs)
             write_report(result)
             return result
+    finally:
+        shown.close()
+
+
+def bench(
+    targets: Sequence[str],
+    options: BenchOptions | None = None,
+    *,
+    out: str | Path | None = None,
+    display: Display | None = None,
+    plugins: Plugins | None = None,
+) -> BenchResult:
+    """Measures what students and teachers take to read a prompt and to decode, by context length, all alike.
+
+    Cells that an earlier call with the same models, settings, versions and hardware finished are not measured again.
+
+    Args:
+        targets: folders of runs (student and teacher), of students, or teachers as "type" or "type:checkpoint".
+        options: what is measured, and how; None: as suits the device.
+        out: folder for bench.json; None: bench/ inside a single run, else below bench/ of the current directory.
+        display: who is told; None prints nothing.
+        plugins: as for ``check``.
+
+    Raises:
+        LinearizeError: a target or an option is wrong; nothing was loaded then.
+    """
+    from linearize.inference.bench import BenchOptions
+    from linearize.inference.results import bench_targets
+
+    shown: Display = SilentDisplay() if display is None else display
+    try:
+        return bench_targets(
+            targets, options or BenchOptions(), Path(out) if out is not None else None, shown,
+            plugins or Plugins.discover(),
+        )  # fmt: skip
     finally:
         shown.close()
 

@@ -16,7 +16,9 @@ from rich import box
 from rich.table import Table
 
 from linearize._version import __version__
+from linearize.cli.bench import bench
 from linearize.cli.light import leave_out_what_only_runs_need, only_reads
+from linearize.cli.numbers import NumbersInARow
 from linearize.errors import TRACEBACK_VARIABLE, LinearizeError
 from linearize.pipeline.display import ConsoleDisplay, make_console
 from linearize.pipeline.quiet import hide_weight_bars, quieten_libraries
@@ -294,3 +296,6 @@ def _user_errors(how_to_go_on: str = "") -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo(f"\nInterrupted. {how_to_go_on}".rstrip(), err=True)
         raise typer.Exit(INTERRUPTED) from None
+
+
+app.command("bench", cls=NumbersInARow)(_user_errors("Type the same command to go on.")(bench))

@@ -62,6 +62,10 @@ class Display(Protocol):
         """Spans the evaluation; gives what is called with its progress."""
         ...
 
+    def counting(self, what: str) -> AbstractContextManager[EvaluationProgress | None]:
+        """Something that counts begins; see ``evaluation``."""
+        ...
+
     def results(self, results: Mapping[str, Any], page: Path) -> None:
         """The content of results.json, and where the report page lies."""
         ...
@@ -103,6 +107,10 @@ class SilentDisplay:
 
     def evaluation(self) -> AbstractContextManager[EvaluationProgress | None]:
         """Wants no progress."""
+        return nullcontext()
+
+    def counting(self, what: str) -> AbstractContextManager[EvaluationProgress | None]:
+        """Not shown."""
         return nullcontext()
 
     def results(self, results: Mapping[str, Any], page: Path) -> None:

@@ -36,11 +36,11 @@ def test_the_commands_are_these(tmp_path: Path) -> None:
     code, out, _ = invoke(["--help"])
     assert code == 0
     listed = [line.split()[0] for line in out.partition("Commands:")[2].splitlines() if line.startswith("  ")]
-    wanted = {"run", "compare", "check", "plan", "plugins", "report", "data", "new"}
+    wanted = {"run", "compare", "bench", "check", "plan", "plugins", "report", "data", "new"}
     assert set(listed) & wanted == wanted
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["check", "--help"], ["run", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["check", "--help"], ["run", "--help"], ["bench", "--help"]])
 def test_help_imports_no_torch(arguments: list[str], tmp_path: Path) -> None:
     imported = checkout.imported_by(*arguments, cwd=tmp_path)
     assert imported & {"torch", "transformers", "PIL", "matplotlib"} == set()
@@ -82,6 +82,22 @@ def test_run_refuses_a_wrong_recipe_before_it_makes_a_folder(recipe: Path, tmp_p
 )
 def test_wrong_usage_has_status_2(arguments: list[str]) -> None:
     assert invoke(arguments)[0] == 2
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--lengths", "64", "2048", "x"], ["x", "--lengths", "64,", "2048"], ["--lengths", "64,2048", "x"]]
+)
+def test_numbers_in_a_row_are_those_of_their_option(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(linearize.api, "bench", lambda targets, options, **_: asked.append((targets, options.lengths)))
+    invoke(["bench", *arguments])
+    assert asked == [(["x"], [64, 2048])]
+
+
+def test_a_target_that_is_none_is_told_in_one_line() -> None:
+    code, out, err = invoke(["bench", "nothing"])
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("'nothing' is neither a folder nor a teacher.")
 
 
 def test_a_recipe_that_is_not_there_is_named(tmp_path: Path) -> None:

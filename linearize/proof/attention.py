@@ -18,7 +18,7 @@ def attend(
     x_BTD: Tensor,
     position: tuple[Tensor, Tensor] | None,
     *,
-    sees_BTT: Tensor | None = None,
+    sees_BQT: Tensor | None = None,
     queries_Q: Tensor | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
@@ -26,8 +26,8 @@ def attend(
 
     Args:
         position: cos and sin [B, T, R] as the decoder passes them.
-        sees_BTT: bool, which token (rows) sees which (columns); B may be 1. None: each sees those before it and
-            itself, inside the window.
+        sees_BQT: bool, which of the wanted tokens (rows) sees which token (columns); B may be 1. None: each sees those
+            before it and itself, inside the window.
         queries_Q: the tokens whose output is wanted, so that long texts need little memory; None: all, Q = T.
     """
     x_BTD = x_BTD.to(dtype)
@@ -51,10 +51,9 @@ def attend(
     scores_BNQT = q_BNQK @ k_BNTK.transpose(-1, -2) * weights.scale
     if weights.softcap is not None:
         scores_BNQT = weights.softcap * torch.tanh(scores_BNQT / weights.softcap)
-    if sees_BTT is None:
-        sees_BTT = causal(x_BTD.shape[1], weights.window, x_BTD.device)
-    sees_B1QT = sees_BTT[:, None, queries_Q]
-    shares_BNQT = scores_BNQT.masked_fill(~sees_B1QT, -torch.inf).softmax(-1)
+    if sees_BQT is None:
+        sees_BQT = _causal(queries_Q, x_BTD.shape[1], weights.window)
+    shares_BNQT = scores_BNQT.masked_fill(~sees_BQT[:, None], -torch.inf).softmax(-1)
     output_BQX = (shares_BNQT @ v_BNTV).transpose(1, 2).flatten(2)
     if weights.gate is not None:
         bias = 0.0 if weights.gate_bias is None else weights.gate_bias.to(dtype)
@@ -62,14 +61,13 @@ def attend(
     return output_BQX
 
 
-def causal(num_tokens: int, window: int | None, device: torch.device | str = "cpu") -> Tensor:
-    """[1, T, T] bool: each token sees itself and those before it, inside the window."""
-    tokens_T = torch.arange(num_tokens, device=device)
-    behind_TT = tokens_T[:, None] - tokens_T[None, :]
-    sees_TT = behind_TT >= 0
+def _causal(queries_Q: Tensor, num_tokens: int, window: int | None) -> Tensor:
+    """[1, Q, T] bool: each sees itself and those before it, inside the window."""
+    behind_QT = queries_Q[:, None] - torch.arange(num_tokens, device=queries_Q.device)
+    sees_QT = behind_QT >= 0
     if window is not None:
-        sees_TT &= behind_TT < window
-    return sees_TT[None]
+        sees_QT &= behind_QT < window
+    return sees_QT[None]
 
 
 def first_angles(position: tuple[Tensor, Tensor], style: str) -> Tensor:

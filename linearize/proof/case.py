@@ -30,7 +30,7 @@ class Case:
     Attributes:
         attention: the module.
         position: cos and sin [1, T, R] as the decoder passes them; None without.
-        sees_BTT: bool, the decoder's mask; None where it passes none that says it token by token.
+        sees_BQT: bool, the decoder's mask of those tokens; None where it passes none that says it token by token.
         output_BTX: what the module gave before its output projection.
         queries_Q: the tokens that are compared, ascending.
         tolerance: of the largest value.
@@ -44,19 +44,20 @@ class Case:
     output_BTX: Tensor
     queries_Q: Tensor
     tolerance: float
-    sees_BTT: Tensor | None = None
+    sees_BQT: Tensor | None = None
 
     def expected(self, tokens: int | None = None, dtype: torch.dtype = torch.float64) -> Tensor:
         """What the adapter says that the first ``tokens`` would give, [1, Q, X]."""
         position = None if self.position is None else (self.position[0][:, :tokens], self.position[1][:, :tokens])
-        sees_BTT = self.sees_BTT if self.site.own_mask else None
+        queries_Q = self._queries(tokens)
+        sees_BQT = self.sees_BQT if self.site.own_mask else None
         return attend(
             self.weights,
             self.site,
             self.x_BTD[:, :tokens],
             position,
-            sees_BTT=None if sees_BTT is None else sees_BTT[:, :tokens, :tokens],
-            queries_Q=self._queries(tokens),
+            sees_BQT=None if sees_BQT is None else sees_BQT[:, : len(queries_Q), :tokens],
+            queries_Q=queries_Q,
             dtype=dtype,
         )
 
@@ -101,6 +102,7 @@ def make_case(
     tokens_T = real_T.nonzero().flatten().to(x_BTD.device)
     if not site.own_mask:  # what comes later changes nothing
         tokens_T = tokens_T[: max(MOST_TOKENS, 2 * (site.window or 0))]
+    queries_Q = _spread(len(tokens_T), site).to(x_BTD.device)
     # A site without a rotary embedding may get something else by that name.
     position = call.position if isinstance(call.position, tuple) else None
     return Case(
@@ -109,9 +111,9 @@ def make_case(
         attention=attention,
         x_BTD=x_BTD[row : row + 1, tokens_T],
         position=None if position is None else (_at(position[0], row, tokens_T), _at(position[1], row, tokens_T)),
-        sees_BTT=_sees(mask, row, tokens_T),
+        sees_BQT=_sees(mask, row, tokens_T[queries_Q], tokens_T),
         output_BTX=call.projected[0][row : row + 1, tokens_T],
-        queries_Q=_spread(len(tokens_T), site).to(x_BTD.device),
+        queries_Q=queries_Q,
         tolerance=tolerance,
     )
 
@@ -121,12 +123,13 @@ def _at(part_BTR: Tensor, row: int, tokens_T: Tensor) -> Tensor:
     return part_BTR[row : row + 1, tokens_T]
 
 
-def _sees(mask: Any, row: int, tokens_T: Tensor) -> Tensor | None:
+def _sees(mask: Any, row: int, queries_Q: Tensor, tokens_T: Tensor) -> Tensor | None:
+    """Rows of those queries alone: of a long text the whole square would be larger than everything else."""
     if not isinstance(mask, Tensor) or mask.dim() != 4:
         return None
     row = min(row, len(mask) - 1)
-    own_BTT = mask[row : row + 1, 0][:, tokens_T][:, :, tokens_T]
-    return own_BTT if own_BTT.dtype == torch.bool else own_BTT >= 0
+    own_BQT = mask[row : row + 1, 0][:, queries_Q][:, :, tokens_T]
+    return own_BQT if own_BQT.dtype == torch.bool else own_BQT >= 0
 
 
 def _spread(num_tokens: int, site: AttentionSite) -> Tensor:

@@ -112,15 +112,15 @@ def _seen(case: Case) -> list[Repair]:
     """Other windows, and what the decoder's mask shows."""
     window, repairs = case.weights.window, []
     sizes = [] if window is None else [window - 1, window + 1]
-    if case.sees_BTT is not None:
-        sizes.append(int(case.sees_BTT[0].sum(-1).max()))
+    if case.sees_BQT is not None:
+        sizes.append(int(case.sees_BQT[0].sum(-1).max()))
     if window is not None:
         repairs.append(Repair("with window = None", _weights(window=None)))
     for size in dict.fromkeys(sizes):
         if size > 0 and size != window:
             words = f"with window = {size}; the query's own token counts"
             repairs.append(Repair(words, _weights(window=size)))
-    if case.sees_BTT is not None and not case.site.own_mask:
+    if case.sees_BQT is not None and not case.site.own_mask:
         words = (
             "with own_mask = True at the site: the decoder's mask lets some tokens see others than those before them "
             "(say in caveats() which, since no mixer follows)"

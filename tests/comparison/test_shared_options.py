@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 import tomli_w
+from pydantic import Field
 from typer.testing import CliRunner
 
 from linearize.cli.app import app
 from linearize.comparison.cells import Comparison, plan_comparison
-from linearize.comparison.shared_options import differing_keys
+from linearize.comparison.shared_options import carry_over, differing_keys
+from linearize.plugin.config import Config
+from linearize.plugin.discovery import Plugins
+from linearize.plugin.hookspecs import Register, hookimpl
+from linearize.plugin.specs import MixerSpec
 
 Tables = Callable[..., dict[str, Any]]
 
@@ -49,6 +54,29 @@ def test_an_option_or_a_value_that_the_other_mixer_does_not_take_stays_behind(ta
     of_mamba2, of_retnet, of_hgrn2 = mixers(plan_comparison(base, mixers=["mamba2", "retnet", "hgrn2"]))
     assert (of_mamba2["qk_norm"], of_retnet["qk_norm"], "qk_norm" in of_hgrn2) == (True, "none", False)
     assert {mixer["conv_width"] for mixer in (of_mamba2, of_retnet, of_hgrn2)} == {3}
+
+
+class Demanding(Config):
+    conv_width: int = Field(ge=3)
+    rank: int
+
+
+class MyPlugin:
+    @hookimpl
+    def linearize_register(self, register: Register) -> None:
+        register(MixerSpec(
+            name="demanding", build="nowhere:Mixer", config=f"{__name__}:Demanding", source="https://example.org"
+        ))  # fmt: skip
+
+
+@pytest.mark.parametrize(("width", "carried"), [(3, (("student.mixer.conv_width", 3),)), (2, ())])
+def test_an_option_is_kept_by_a_mixer_that_demands_others_and_not_by_one_that_refuses_it(
+    width: int, carried: Any
+) -> None:
+    plugins = Plugins.discover()
+    plugins.add(MyPlugin(), name="mine")
+    change = ("student.mixer.type", "demanding")
+    assert carry_over((change,), {"type": "mamba2", "conv_width": width}, plugins) == (change, *carried)
 
 
 def test_a_table_that_says_a_whole_mixer_keeps_nothing_of_another(tables: Tables) -> None:

@@ -53,4 +53,5 @@ def _run(folder: Path, stdout: object, encoding: str = "utf-8") -> subprocess.Co
 
 
 def _environment(encoding: str = "utf-8") -> dict[str, str]:
-    return environment(PYTHONIOENCODING=encoding)
+    """Buffered: what is left in a buffer is written once more when the interpreter ends."""
+    return environment(PYTHONIOENCODING=encoding, PYTHONUNBUFFERED="")

@@ -35,6 +35,21 @@ def test_a_writer_that_is_killed_leaves_the_old_file_and_the_next_one_removes_it
     assert (path.read_text(), names(path.parent)) == ("new", {path.name})
 
 
+def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a machine that loses power leaves an empty file under the name of a whole one."""
+    path, synced = tmp_path / "page.html", []
+    write_text(path, "old")
+    fsync = os.fsync
+
+    def watched(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_ino, path.read_text()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    write_text(path, "new")
+    assert synced == [(path.stat().st_ino, "old")]
+
+
 def test_a_part_of_a_process_that_may_live_is_left_alone_until_it_is_old(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     with written_whole(path) as part:

@@ -6,19 +6,21 @@ import copy
 import io
 import json
 import pickle
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PretrainedConfig, PreTrainedModel
 
 from linearize.errors import CheckpointError
 from linearize.plugin.discovery import Plugins
 from linearize.plugin.specs import MixerSpec
 from linearize.student.branches import without_branch
+from linearize.student.consistency import set_ties
 from linearize.student.convert import linearized_sites
 from linearize.student.modeling import load_student, save_student
 from linearize.testing.numbers import ROUNDING
@@ -68,6 +70,33 @@ def test_tables_come_back_as_one_or_as_two_whatever_the_configuration_says(
         loaded = load_student(folder)
         _same(loaded, student)
         assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
+
+
+class TwoHeads(PreTrainedModel):
+    """Its configuration ties both heads to the table, or neither."""
+
+    _tied_weights_keys: ClassVar[Any] = {"first.weight": "table.weight", "second.weight": "table.weight"}
+
+    def __init__(self, ties: Collection[str]) -> None:
+        super().__init__(PretrainedConfig(tie_word_embeddings=False))
+        self.table, self.first, self.second = nn.Embedding(5, 3), *(nn.Linear(3, 5, bias=False) for _ in range(2))
+        for name in ties:
+            getattr(self, name).weight = self.table.weight
+
+
+@pytest.mark.parametrize(("ties", "tied"), [((), False), (("first", "second"), True)])
+def test_tables_that_are_tied_all_or_none_are_described_so(ties: Collection[str], tied: bool) -> None:
+    model = TwoHeads(ties)
+    model.config.tie_word_embeddings = not tied
+    set_ties(model, dict(model.named_parameters(remove_duplicate=False)))
+    assert model.config.tie_word_embeddings is tied
+
+
+@pytest.mark.parametrize("tied", ["first", "second"])
+def test_tables_of_which_some_are_tied_are_refused(tied: str) -> None:
+    model = TwoHeads([tied])
+    with pytest.raises(ValueError, match=r"some are one tensor and some are two.*; tie all of them or none"):
+        set_ties(model, dict(model.named_parameters(remove_duplicate=False)))
 
 
 @pytest.mark.parametrize("first", [torch.float32, torch.bfloat16])

@@ -14,7 +14,7 @@ from linearize.testing.model_checks import check_logits
 
 
 class Named(nn.Module):
-    """Says what runs before its head, and multiplies the logits behind it, those of a row's first token by ``first``."""
+    """Says what runs before its head and multiplies logits behind it; a row's first ones once more, by ``first``."""
 
     def __init__(self, first: float) -> None:
         super().__init__()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from linearize.comparison.findings import ComparisonResult
     from linearize.inference.bench import BenchOptions
     from linearize.inference.results import BenchResult
+    from linearize.inference.shapes import ShapeOptions
     from linearize.pipeline.run import RunResult
 
 Overrides = Sequence[str] | Mapping[str, Any]
@@ -229,9 +230,10 @@ def compare(
 
 
 def bench(
-    targets: Sequence[str],
+    targets: Sequence[str] = (),
     options: BenchOptions | None = None,
     *,
+    shape: ShapeOptions | None = None,
     out: str | Path | None = None,
     display: Display | None = None,
     plugins: Plugins | None = None,
@@ -243,6 +245,7 @@ def bench(
     Args:
         targets: folders of runs (student and teacher), of students, or teachers as "type" or "type:checkpoint".
         options: what is measured, and how; None: as suits the device.
+        shape: instead of targets, models of a named shape with random weights.
         out: folder for bench.json; None: bench/ inside a single run, else below bench/ of the current directory.
         display: who is told; None prints nothing.
         plugins: as for ``check``.
@@ -257,7 +260,7 @@ def bench(
     try:
         return bench_targets(
             targets, options or BenchOptions(), Path(out) if out is not None else None, shown,
-            plugins or Plugins.discover(),
+            plugins or Plugins.discover(), shape,
         )  # fmt: skip
     finally:
         shown.close()

@@ -14,12 +14,24 @@ from linearize.pipeline.quiet import hide_weight_bars, quieten_libraries
 
 def bench(
     targets: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
-            metavar="TARGET...",
+            metavar="[TARGET]...",
             help="A run (its student and its teacher), a student's folder, or a teacher as TYPE or TYPE:CHECKPOINT.",
         ),
-    ],
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option("--shape", metavar="NAME", help="Instead: random weights of a shape, with --mixer.")
+    ] = None,
+    mixer: Annotated[
+        str | None, typer.Option("--mixer", help="Of the shape's students: a type, a TOML table, or none.")
+    ] = None,
+    layouts: Annotated[
+        list[str] | None,
+        typer.Option("--layout", help="A student's: a type or a TOML table; may be repeated. Else all, and every 4th."),
+    ] = None,
+    backend: Annotated[str, typer.Option("--backend", help="Of the shape's mixers.")] = "",
+    conv_backend: Annotated[str, typer.Option("--conv-backend", help="Of their convolutions.")] = "",
     lengths: Annotated[
         str | None, typer.Option("--lengths", metavar="N...", help="Tokens of the prompts: 2048 32768, or 2048,32768.")
     ] = None,
@@ -59,6 +71,7 @@ def bench(
     from linearize import api
     from linearize.inference.bench import BenchOptions
     from linearize.inference.results import bench_tables
+    from linearize.inference.shapes import LAYOUTS, ShapeOptions
 
     options = BenchOptions(
         engines=[name.strip() for name in engines.split(",") if name.strip()], lengths=numbers, new_tokens=new_tokens,
@@ -66,7 +79,10 @@ def bench(
         minutes=minutes, dtype=dtype, device=device,
     )  # fmt: skip
     console = make_console()
-    result = api.bench(targets, options, out=out, display=ConsoleDisplay(console))
+    asked = ShapeOptions(shape, mixer or "", layouts or LAYOUTS, backend, conv_backend) if shape is not None else None
+    if asked is None and (mixer or layouts or backend or conv_backend):
+        raise typer.BadParameter("--mixer, --layout, --backend and --conv-backend are for the students of a --shape")
+    result = api.bench(targets or (), options, shape=asked, out=out, display=ConsoleDisplay(console))
     console.print(bench_tables(result.bench))
     console.print(f"results: {result.file}", soft_wrap=True, highlight=False)
     if all(cell.failed for cell in result.bench.cells):

@@ -17,6 +17,7 @@ from linearize.errors import RunError
 from linearize.files.names import file_name
 from linearize.files.run_folder import disk_errors
 from linearize.inference.bench import BenchOptions, run_bench, unfinished
+from linearize.inference.shapes import ShapeOptions, shape_subjects
 from linearize.inference.subjects import find_subjects
 from linearize.pipeline.display import Display
 from linearize.plugin.discovery import Plugins
@@ -32,13 +33,25 @@ class BenchResult:
 
 
 def bench_targets(
-    targets: Sequence[str], options: BenchOptions, folder: Path | None, display: Display, plugins: Plugins
+    targets: Sequence[str],
+    options: BenchOptions,
+    folder: Path | None,
+    display: Display,
+    plugins: Plugins,
+    shape: ShapeOptions | None = None,
 ) -> BenchResult:
     """Understands all targets and options, then measures; see ``linearize.api.bench``."""
-    if not targets:
-        raise RunError("expected a run, a student's folder, or a teacher as TYPE or TYPE:CHECKPOINT; got nothing")
-    subjects, options = find_subjects(targets, plugins), options.resolved()
-    folder = folder or bench_folder(targets)
+    if bool(targets) == (shape is not None):
+        found = f"{shlex.join(targets)} and shape '{shape.name}'" if shape is not None else "nothing"
+        raise RunError(
+            f"expected runs, students' folders or teachers as TYPE or TYPE:CHECKPOINT, or else a shape; got {found}"
+        )
+    options = options.resolved()
+    if shape is not None:
+        subjects = shape_subjects(shape, plugins, device=str(options.device), dtype=str(options.dtype))
+    else:
+        subjects = find_subjects(targets, plugins)
+    folder = folder or bench_folder(targets or [shape.name if shape is not None else ""])
     with disk_errors(folder), display.counting("bench") as progress:
         bench, kept = run_bench(subjects, options, folder, command=_command(), progress=progress)
     if kept is not None:

@@ -100,14 +100,14 @@ def _named(
     subjects: list[Subject] = []
     for key, teacher in teachers.items():
         title = teacher_title(teacher)
-        names[key] = _unused(TEACHER if len(teachers) == 1 else title, subjects)
+        names[key] = unused_name(TEACHER if len(teachers) == 1 else title, subjects)
         subjects.append(Subject(names[key], title, "", {TEACHER: teacher.table()}, _teacher_loader(teacher)))
     only = next(iter(names.values())) if len(names) == 1 else ""
     for student, key in students:
         name = STUDENT if len(students) == 1 else _folder_name(student.folder)
         subjects.append(
             Subject(
-                _unused(name, subjects), str(student.folder), names.get(key, only),
+                unused_name(name, subjects), str(student.folder), names.get(key, only),
                 {STUDENT: file_sha256(student.folder / CONFIG)}, _student_loader(student, plugins),
             )
         )  # fmt: skip
@@ -126,7 +126,8 @@ def _folder_name(folder: Path) -> str:
     return folder.parent.name if folder.name == STUDENT else folder.name
 
 
-def _unused(name: str, subjects: Sequence[Subject]) -> str:
+def unused_name(name: str, subjects: Sequence[Subject]) -> str:
+    """The name, or the first of NAME-2, NAME-3, ... that no subject has."""
     taken, number, found = {subject.name for subject in subjects}, 1, name
     while found in taken:
         number += 1

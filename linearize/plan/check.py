@@ -97,11 +97,11 @@ def _linear_sites(draft: Draft, sites: Sequence[AttentionSite]) -> tuple[int, ..
     if layout is None:
         return None
     with draft.telling("student.layout"):
-        return _checked_indices(layout, draft.components["student.layout"], sites)
+        return checked_indices(layout, draft.components["student.layout"], sites)
     return None
 
 
-def _checked_indices(layout: Layout, component: ResolvedComponent, sites: Sequence[AttentionSite]) -> tuple[int, ...]:
+def checked_indices(layout: Layout, component: ResolvedComponent, sites: Sequence[AttentionSite]) -> tuple[int, ...]:
     """The indices that a layout names.
 
     Raises:

@@ -80,6 +80,9 @@ class TeacherSpec(Spec):
         model_types_from: for a teacher whose models cannot be listed here, "package.module:function"; the function
             takes nothing and returns such a mapping. It is called when a student is saved or loaded, so it may import
             what it likes. A type that some teacher lists in ``model_types`` is that teacher's.
+        shapes: sizes of models that can be measured without weights, name -> "package:folder"; the folder inside the
+            package holds a config.json and is what the teacher's option ``checkpoint`` then names. The adapter has
+            ``random_model``.
     """
 
     kind: ClassVar[str] = "teacher"
@@ -87,6 +90,7 @@ class TeacherSpec(Spec):
 
     model_types: Mapping[str, str] = field(default_factory=dict, hash=False)
     model_types_from: str = ""
+    shapes: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def further_model_types(self) -> Mapping[str, str]:
         """What ``model_types_from`` gives; empty without it.

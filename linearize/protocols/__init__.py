@@ -22,7 +22,13 @@ from linearize.protocols.mixer import (
 from linearize.protocols.schedule import Schedule
 from linearize.protocols.seeder import Seeder, SeedReport
 from linearize.protocols.site import AttentionSite, AttentionWeights, SiteNorm
-from linearize.protocols.teacher import PublishedCheckpoint, TeacherAdapter, TellsCaveats, TellsModalities
+from linearize.protocols.teacher import (
+    MakesRandomModels,
+    PublishedCheckpoint,
+    TeacherAdapter,
+    TellsCaveats,
+    TellsModalities,
+)
 from linearize.protocols.text import HoldsText, ReadsText, Sample, TellsContents, TextRow, sample_tokens
 
 __all__ = [
@@ -49,6 +55,7 @@ __all__ = [
     "HoldsText",
     "Layout",
     "LeavesOut",
+    "MakesRandomModels",
     "Mixer",
     "PublishedCheckpoint",
     "ReadsText",

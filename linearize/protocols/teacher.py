@@ -62,6 +62,14 @@ class TellsModalities(Protocol):
     Without this member images are taken to be read."""
 
 
+class MakesRandomModels(Protocol):
+    """What a teacher adapter offers besides, when its models can be measured without their weights."""
+
+    def random_model(self, *, dtype: torch.dtype, device: torch.device | str) -> Any:
+        """As ``load``, with random weights; reads the configuration alone."""
+        ...
+
+
 class PublishedCheckpoint(Protocol):
     """What a teacher adapter offers besides, when its family has a published checkpoint layout that students reuse."""
 

@@ -17,5 +17,6 @@ def linearize_register(register: Register) -> None:
             source="https://arxiv.org/abs/2412.16158",
             summary="HoVLE: encoder-free vision-language model; the embedded one, a folder, or a hub id",
             model_types={"hovle": "linearize_hovle.registration:HovleForConditionalGeneration"},
+            shapes={"hovle-2.6b": "linearize_hovle:shapes/hovle-2.6b"},
         )
     )

@@ -101,6 +101,13 @@ class HovleAdapter:
         )
         return model
 
+    def random_model(self, *, dtype: torch.dtype, device: torch.device | str) -> HovleForConditionalGeneration:
+        """A model of the checkpoint's sizes with random weights, in eval mode; from config.json alone."""
+        from linearize_hovle.modeling import HovleForConditionalGeneration
+
+        with torch.device(device):
+            return HovleForConditionalGeneration._from_config(self.config, dtype=dtype).eval()
+
     @functools.cached_property
     def _processor(self) -> HovleProcessor:
         import linearize_hovle.registration  # noqa: F401  a teacher in use should be known to the Auto classes

@@ -17,5 +17,6 @@ def linearize_register(register: Register) -> None:
             source="https://github.com/huggingface/transformers",
             summary="any decoder-only vision-language model or LLM of transformers; a folder or a hub id",
             model_types_from="linearize_transformers.models:model_classes",
+            shapes={"smollm2-135m": "linearize_transformers:shapes/smollm2-135m"},
         )
     )

@@ -92,6 +92,12 @@ class TransformersAdapter:
         """What a linear site cannot do that this model's attention does."""
         return caveats(self.config, self._found.values())
 
+    def random_model(self, *, dtype: torch.dtype, device: torch.device | str) -> Any:
+        """A model of the checkpoint's sizes with random weights, in eval mode; from config.json alone."""
+        options = {} if self.options.attention == "auto" else {"attn_implementation": self.options.attention}
+        with torch.device(device):
+            return auto_class(self.config).from_config(copy.deepcopy(self.config), dtype=dtype, **options).eval()
+
     def load(self, *, dtype: torch.dtype, device: torch.device | str) -> Any:
         """The model in eval mode.
 

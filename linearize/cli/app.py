@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich import box
@@ -158,6 +158,41 @@ def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
         display.plan(checked.recipe, checked.plan)
         if text := left_out(checked.source):
             display.warn(text)
+
+
+@app.command()
+def chat(
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="RUN_OR_STUDENT", help="A finished run, such as runs/my-run, or a student's folder."),
+    ],
+    images: Annotated[
+        list[Path] | None,
+        typer.Option("--image", metavar="FILE", help="Goes with the first question; may be repeated."),
+    ] = None,
+    teacher: Annotated[bool, typer.Option("--teacher", help="The teacher answers each question, too.")] = False,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer in tokens.")] = 512,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0.0, help="0: the likeliest token each time; above: drawn.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of what is drawn.")] = 0,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option("--dtype", help="Of the weights.  [default: as stored]"),
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Talk to a student, and to its teacher beside it. Standard input may be a pipe: one question a line."""
+    with _user_errors():
+        quieten_libraries()
+        hide_weight_bars()
+        from linearize.inference.session import prepare, talk
+
+        prepared = prepare(target, images=images or (), with_teacher=teacher, device=device, dtype=dtype)
+        from linearize.inference.speaker import Sampling
+
+        if talk(prepared, Sampling(max_tokens, temperature, seed)):
+            raise typer.Exit(1)
 
 
 @app.command()

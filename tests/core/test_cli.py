@@ -36,11 +36,13 @@ def test_the_commands_are_these(tmp_path: Path) -> None:
     code, out, _ = invoke(["--help"])
     assert code == 0
     listed = [line.split()[0] for line in out.partition("Commands:")[2].splitlines() if line.startswith("  ")]
-    wanted = {"run", "compare", "bench", "check", "plan", "plugins", "report", "data", "new"}
+    wanted = {"run", "compare", "bench", "check", "plan", "plugins", "report", "data", "new", "chat"}
     assert set(listed) & wanted == wanted
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["check", "--help"], ["run", "--help"], ["bench", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["check", "--help"], ["run", "--help"], ["bench", "--help"], ["chat", "--help"]]
+)
 def test_help_imports_no_torch(arguments: list[str], tmp_path: Path) -> None:
     imported = checkout.imported_by(*arguments, cwd=tmp_path)
     assert imported & {"torch", "transformers", "PIL", "matplotlib"} == set()

@@ -2,47 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
-from checkout import TINY_TEACHER
+from run_folders import bare_run, bare_student
 
 from linearize.errors import CheckpointError, RecipeError, RunError, UnknownNameError
-from linearize.files.run_folder import RunFolder
 from linearize.inference.targets import find_student
 from linearize.plugin.discovery import Plugins
 
-TEACHER = {"type": "hovle", "checkpoint": str(TINY_TEACHER)}
-
-
-def make_student(folder: Path, teacher: Mapping[str, Any] = TEACHER) -> Path:
-    """A folder that says of itself what a student's does."""
-    folder.mkdir(parents=True)
-    described = {"extra": {"recipe": {"teacher": teacher}}}
-    (folder / "config.json").write_text(json.dumps({"model_type": "linearize_hovle", "linearize": described}))
-    return folder
-
-
-def make_run(folder: Path, *, finished: bool) -> Path:
-    make_student(folder / "student")
-    run = RunFolder(folder)
-    run.recipe.write_text('[run]\nname = "x"\n')
-    if finished:
-        run.finish("key")
-    return folder
-
 
 def test_a_run_stands_for_the_student_in_it(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "runs" / "x", finished=True)
+    run = bare_run(tmp_path / "runs" / "x", finished=True)
     assert find_student(run).folder == run / "student"
     assert find_student(run) == find_student(run / "student")
 
 
 def test_a_run_that_has_not_finished_is_told_how_it_goes_on(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "x", finished=False)
+    run = bare_run(tmp_path / "x", finished=False)
     with pytest.raises(RunError, match=r"has not finished.*`linearize run .*x/recipe\.toml` goes on"):
         find_student(run)
 
@@ -55,7 +32,7 @@ def test_a_comparison_is_no_run(tmp_path: Path) -> None:
 
 def test_a_name_is_looked_for_among_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    make_run(tmp_path / "runs" / "demo", finished=True)
+    bare_run(tmp_path / "runs" / "demo", finished=True)
     with pytest.raises(CheckpointError, match=r"no folder 'demo'\. Did you mean 'runs/demo'\?"):
         find_student("demo")
     with pytest.raises(CheckpointError, match=r"no folder 'runs/demmo'\. Did you mean 'runs/demo'\?"):
@@ -63,7 +40,7 @@ def test_a_name_is_looked_for_among_the_runs(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_student_names_the_teacher_that_it_was_made_of(tmp_path: Path) -> None:
-    adapter = find_student(make_student(tmp_path / "student")).teacher(Plugins.discover()).build()
+    adapter = find_student(bare_student(tmp_path / "student")).teacher(Plugins.discover()).build()
     assert adapter.sites()[0].tower == "embedding"
 
 
@@ -83,4 +60,4 @@ def test_a_teacher_that_cannot_be_made_is_told(
     tmp_path: Path, teacher: dict[str, str], error: type[Exception], text: str
 ) -> None:
     with pytest.raises(error, match=text):
-        find_student(make_student(tmp_path / "student", teacher)).teacher(Plugins.discover())
+        find_student(bare_student(tmp_path / "student", teacher)).teacher(Plugins.discover())

@@ -17,7 +17,7 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[TARGET]...",
-            help="A run (its student and its teacher), a student's folder, or a teacher as TYPE or TYPE:CHECKPOINT.",
+            help="A run (student and teacher), a comparison, a student's folder, or a teacher as TYPE or TYPE:CHECKPOINT.",
         ),
     ] = None,
     shape: Annotated[
@@ -84,6 +84,6 @@ def bench(
         raise typer.BadParameter("--mixer, --layout, --backend and --conv-backend are for the students of a --shape")
     result = api.bench(targets or (), options, shape=asked, out=out, display=ConsoleDisplay(console))
     console.print(bench_tables(result.bench))
-    console.print(f"results: {result.file}", soft_wrap=True, highlight=False)
+    console.print(f"results: {result.file}\npage: {result.page}", soft_wrap=True, highlight=False)
     if all(cell.failed for cell in result.bench.cells):
         raise typer.Exit(1)

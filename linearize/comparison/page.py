@@ -8,12 +8,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from linearize.comparison import table
 from linearize.comparison.findings import ComparisonResult, DialPoint, Difference
 from linearize.comparison.noise import Estimate
 from linearize.files.json_file import write_json
 from linearize.files.whole_file import write_text
-from linearize.report.page import Chart, data_url, flat, render
+from linearize.report.page import Chart, data_url, flat, render, speed_chart_of, speed_panel
+from linearize.report.speed import FOLDER, read_bench
 from linearize.wording import counted
 
 TEMPLATE = "page.html.j2"
@@ -24,18 +27,26 @@ def write_report(result: ComparisonResult) -> Path:
     folder = result.folder / "report"
     folder.mkdir(parents=True, exist_ok=True)
     charts = _draw_charts(result, folder)
+    bench = read_bench(result.folder / FOLDER)
+    speed = None
+    if bench is not None and bench.cells:
+        drawn = speed_chart_of(bench, folder, brief=True)
+        speed = speed_panel(bench, drawn)
+        if drawn is not None:
+            charts["speed"] = drawn
     write_json(folder / "compare.json", as_json(result))
     write_text(folder / "compare.csv", table.comma_separated(result))
     write_text(folder / "compare.md", table.markdown(result, {chart.file: chart.text for chart in charts.values()}))
-    write_text(folder / "index.html", render_page(result, charts))
+    write_text(folder / "index.html", render_page(result, charts, speed))
     return folder / "index.html"
 
 
-def render_page(result: ComparisonResult, charts: Mapping[str, Chart]) -> str:
+def render_page(result: ComparisonResult, charts: Mapping[str, Chart], speed: Markup | None = None) -> str:
     """The page as text.
 
     Args:
         charts: by name ("costs", "difficulty", "losses"); a missing one is left out.
+        speed: the section on a bench of the cells; None without one.
     """
     from linearize.comparison.charts import looks
 
@@ -48,6 +59,7 @@ def render_page(result: ComparisonResult, charts: Mapping[str, Chart]) -> str:
         warnings=table.warning_lines(result),
         looks=dict(zip((cell.name for cell in result.cells), looks(result.cells), strict=True)),
         charts=charts,
+        speed=speed,
         widest=max(
             (_reach(point) for cell in result.cells for dial in cell.dials.values() for point in dial), default=0
         ),

@@ -15,21 +15,24 @@ from rich.text import Text
 
 from linearize.errors import RunError
 from linearize.files.names import file_name
-from linearize.files.run_folder import disk_errors
+from linearize.files.run_folder import COMPARISON, disk_errors
 from linearize.inference.bench import BenchOptions, run_bench, unfinished
+from linearize.inference.page import write_page
 from linearize.inference.shapes import ShapeOptions, shape_subjects
 from linearize.inference.subjects import find_subjects
 from linearize.pipeline.display import Display
 from linearize.plugin.discovery import Plugins
+from linearize.report.page import write_report
 from linearize.report.speed import FILE, FOLDER, Bench, how_measured, machine, speed_tables
 
 
 @dataclass(frozen=True, slots=True)
 class BenchResult:
-    """What was measured, now and before, and the file that holds it."""
+    """What was measured, now and before, the file that holds it, and the page that shows it."""
 
     bench: Bench
     file: Path
+    page: Path
 
 
 def bench_targets(
@@ -56,19 +59,38 @@ def bench_targets(
         bench, kept = run_bench(subjects, options, folder, command=_command(), progress=progress)
     if kept is not None:
         display.note(f"a bench of other models, settings, versions or hardware is kept in {kept}")
-    for cell in (cell for cell in bench.cells if cell.failed):
-        display.warn(f"{cell.model}, {cell.engine}, {cell.tokens:,} tokens: {cell.failed}")
+    for failure in bench.failures():
+        display.warn(failure)
     if left := unfinished(bench, subjects, options):
         display.warn(f"the time was up before {', '.join(left)}; type the same command to go on")
-    return BenchResult(bench, folder / FILE)
+    with disk_errors(folder):
+        page = write_page(bench, folder, bench_name(folder))
+        if folder.name == FOLDER and is_run(folder.parent):
+            write_report(folder.parent)
+            display.note(f"the report of the run shows it, too: {folder.parent / 'report' / 'index.html'}")
+        elif (folder.parent / COMPARISON).is_file():
+            display.note("the comparison's page shows it, too, once its `linearize compare` is typed again")
+    return BenchResult(bench, folder / FILE, page)
 
 
 def bench_folder(targets: Sequence[str]) -> Path:
-    """Inside the run where one run is measured, below bench/ of the current directory otherwise."""
+    """Inside the run or comparison where one is measured, below bench/ of the current directory otherwise."""
     folders = [Path(target).expanduser() for target in targets]
-    if len(folders) == 1 and (folders[0] / "recipe.toml").is_file():
+    if len(folders) == 1 and (is_run(folders[0]) or (folders[0] / COMPARISON).is_file()):
         return folders[0] / FOLDER
     return Path(FOLDER) / "+".join(file_name(_short(target)) for target in targets)
+
+
+def bench_name(folder: Path) -> str:
+    """What the page is called: the run's folder's name where the bench is a run's."""
+    folder = folder.resolve()
+    inside = is_run(folder.parent) or (folder.parent / COMPARISON).is_file()
+    return folder.parent.name if folder.name == FOLDER and inside else folder.name
+
+
+def is_run(folder: Path) -> bool:
+    """Whether the folder is a run's."""
+    return (folder / "recipe.toml").is_file()
 
 
 def bench_tables(bench: Bench) -> RenderableType:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from linearize.errors import LinearizeError, RunError, did_you_mean, did_you_mean_path
+from linearize.files.json_file import read_sealed
 from linearize.files.names import file_sha256
 from linearize.files.run_folder import COMPARISON
 from linearize.inference.targets import CONFIG, StudentTarget, find_student, resolve_teacher
@@ -38,7 +39,7 @@ class Subject:
 
 
 def find_subjects(targets: Sequence[str], plugins: Plugins) -> list[Subject]:
-    """The models of runs, students' folders and teachers as ``type[:checkpoint]``, teachers first.
+    """The models of runs, comparisons, students' folders and teachers as ``type[:checkpoint]``, teachers first.
 
     Raises:
         LinearizeError: a target is none of these, or its files or options are wrong; tells of all that are.
@@ -46,7 +47,7 @@ def find_subjects(targets: Sequence[str], plugins: Plugins) -> list[Subject]:
     teachers: dict[str, ResolvedComponent] = {}
     students: list[tuple[StudentTarget, str]] = []
     problems: list[LinearizeError] = []
-    for target in dict.fromkeys(targets):
+    for target in dict.fromkeys(run for typed in targets for run in _runs_of(typed)):
         try:
             teacher, student = _understand(target, plugins)
             key = str(teacher.table()) if teacher is not None else ""
@@ -62,6 +63,18 @@ def find_subjects(targets: Sequence[str], plugins: Plugins) -> list[Subject]:
     if problems:
         raise RunError("\n".join(str(problem) for problem in problems))
     return _named(teachers, students, plugins)
+
+
+def _runs_of(target: str) -> list[str]:
+    """A run of each cell where the target is a comparison, whose seeds have one speed; the target itself otherwise."""
+    folder = Path(target).expanduser()
+    if not (folder / COMPARISON).is_file():
+        return [target]
+    runs: dict[str, Path] = {}
+    for run in sorted(folder.glob("cells/*/seed-*")):
+        if read_sealed(run / "done.json") is not None:
+            runs.setdefault(run.parent.name, run)
+    return [str(run) for run in runs.values()] or [target]
 
 
 def _understand(target: str, plugins: Plugins) -> tuple[ResolvedComponent | None, StudentTarget | None]:
@@ -123,7 +136,8 @@ def teacher_title(teacher: ResolvedComponent) -> str:
 
 def _folder_name(folder: Path) -> str:
     folder = folder.resolve()
-    return folder.parent.name if folder.name == STUDENT else folder.name
+    folder = folder.parent if folder.name == STUDENT else folder
+    return folder.parent.name if folder.parent.parent.name == "cells" else folder.name
 
 
 def unused_name(name: str, subjects: Sequence[Subject]) -> str:

@@ -20,10 +20,13 @@ from linearize.report import tables
 from linearize.report.records import RunRecord, StageRecord, read_run
 from linearize.report.results import build_results
 from linearize.report.sections import read_sections
+from linearize.report.speed import FOLDER, Bench, how_measured, machine, read_bench, speed_tables
+from linearize.report.speed_findings import speed_findings
 from linearize.wording import change, counted, duration, percent, percent_interval, quantity, short_count
 
 TEMPLATE = "page.html.j2"
 STYLE_SHEET = "page.css"
+SPEED_TEMPLATE, SPEED_CHART = "speed.html.j2", "speed.png"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +57,26 @@ def write_report(run_folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     results = build_results(run)
     charts = _draw_charts(run, results, folder)
-    write_text(folder / "index.html", render_page(run, results, charts))
+    bench = read_bench(run_folder / FOLDER)
+    speed = None
+    if bench is not None and bench.cells:
+        drawn = speed_chart_of(bench, folder, brief=True)
+        speed = speed_panel(bench, drawn)
+        if drawn is not None:
+            charts["speed"] = drawn
+    write_text(folder / "index.html", render_page(run, results, charts, speed))
     described = {chart.file: chart.text for chart in charts.values()}
     write_text(folder / "report.md", tables.markdown_report(results, described) + "\n")
 
 
-def render_page(run: RunRecord, results: Mapping[str, Any], charts: Mapping[str, Chart]) -> str:
+def render_page(
+    run: RunRecord, results: Mapping[str, Any], charts: Mapping[str, Chart], speed: Markup | None = None
+) -> str:
     """The page as text.
 
     Args:
         charts: by name ("retention", "dials", "losses", "sites"); a section without its chart says why there is none.
+        speed: the section on a bench of the run; None without one.
     """
     template = files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
     return render(
@@ -73,6 +86,7 @@ def render_page(run: RunRecord, results: Mapping[str, Any], charts: Mapping[str,
         verdict=tables.verdict(results),
         tiles=list(_tiles(run, results)),
         charts=charts,
+        speed=speed,
         tasks=results["tasks"],
         results=results,
         sections=read_sections(results),
@@ -93,6 +107,31 @@ def render(template: str, **values: Any) -> str:
     environment.filters.update(percent=percent, percent_interval=percent_interval, quantity=quantity)
     style = Markup(files(__package__).joinpath(STYLE_SHEET).read_text(encoding="utf-8"))
     return environment.from_string(template).render(style=style, **values)
+
+
+def speed_chart_of(bench: Bench, folder: Path, *, brief: bool) -> Chart | None:
+    """The chart of a bench, whose PNG is written into the folder; None where nothing was measured."""
+    from linearize.report import plots, speed_charts
+
+    figure = speed_charts.speed_chart(bench, brief=brief)
+    if figure is None:
+        (folder / SPEED_CHART).unlink(missing_ok=True)
+        return None
+    vector = plots.save_chart(figure, folder / SPEED_CHART)
+    text = "Time and memory of each model by the length of the prompt"
+    return Chart(SPEED_CHART, data_url(vector, "image/svg+xml"), text)
+
+
+def speed_panel(bench: Bench, chart: Chart | None) -> Markup:
+    """The section "what linear time buys" of a page."""
+    template = files(__package__).joinpath(SPEED_TEMPLATE).read_text(encoding="utf-8")
+    engine = bench.engines[-1]
+    return Markup(
+        render(
+            template, chart=chart, findings=speed_findings(bench), machine=machine(bench), how=how_measured(bench),
+            tables=speed_tables(bench, engine),
+        )
+    )  # fmt: skip
 
 
 def _draw_charts(run: RunRecord, results: Mapping[str, Any], folder: Path) -> dict[str, Chart]:

@@ -137,6 +137,17 @@ class Bench:
         """The student's tokens a second at its largest batch over the teacher's at its own."""
         return _ratio(cell, self.of_teacher(cell), lambda one: one.batch.tokens_per_second if one.batch else None)
 
+    def failures(self) -> list[str]:
+        """Of each cell that was tried and could not be measured, which it is and why."""
+        found = []
+        for cell in self.cells:
+            place = f"{cell.model}, {cell.engine}, {cell.tokens:,} tokens"
+            if cell.failed:
+                found.append(f"{place}: {cell.failed}")
+            elif cell.batch is not None and cell.batch.failed:
+                found.append(f"{place}, {cell.batch.rows:,} rows: {cell.batch.failed}")
+        return found
+
     def as_json(self) -> dict[str, Any]:
         """What is written, the number of the format first."""
         return {

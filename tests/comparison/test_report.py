@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from speeds import make_bench
 
 from linearize.comparison import charts, table
 from linearize.comparison.findings import ComparisonResult
@@ -206,3 +207,14 @@ def test_one_mixer_has_one_colour_where_layouts_are_varied_too(comparison: Compa
     assert len({look.colour for look in found}) == 3
     assert len({(look.colour, look.mark, look.line) for look in found}) == 6
     assert [look.is_hollow for look in found] == [False] * 3 + [True] * 3
+
+
+def test_a_comparison_that_was_benched_shows_it(comparison: ComparisonResult, tmp_path: Path) -> None:
+    benched = replace(comparison, folder=tmp_path)
+    assert "What linear time buys" not in write_report(benched).read_text()
+    (tmp_path / "bench").mkdir()
+    students = tuple(cell.name for cell in comparison.cells)
+    (tmp_path / "bench" / "bench.json").write_text(json.dumps(make_bench(students=students).as_json()))
+    page = write_report(benched).read_text()
+    assert page.count("What linear time buys") == 1
+    assert all(f"static: {name} decodes faster than teacher" in page for name in students)

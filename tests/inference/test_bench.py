@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +16,15 @@ from checkout import FIXTURES, TINY_TEACHER
 
 from linearize import api
 from linearize.errors import LinearizeError, RunError
+from linearize.files.run_folder import RunFolder
 from linearize.inference import bench as bench_module
 from linearize.inference.bench import BenchOptions, run_bench, unfinished
 from linearize.inference.engines import empty_cache
 from linearize.inference.measure import Answer, Way, answer, answer_in_rows, fill, prompt_ids
+from linearize.inference.results import bench_folder
 from linearize.inference.subjects import Subject, find_subjects
 from linearize.plugin.discovery import Plugins
-from linearize.report.speed import OUT_OF_MEMORY, read_bench
+from linearize.report.speed import OUT_OF_MEMORY, read_bench, speed_tables
 from linearize.student.state import passed_cache
 
 STUDENT = FIXTURES / "saved_students" / "hovle_linear" / "student"
@@ -262,3 +266,38 @@ def test_a_target_that_is_none_is_told(target: str, text: str) -> None:
 def test_all_wrong_targets_are_told_at_once() -> None:
     with pytest.raises(RunError, match=r"(?s)'nothing' is neither.*there is no folder '/no/such'"):
         find_subjects(["nothing", str(STUDENT), "hovle:/no/such"], Plugins.discover())
+
+
+def test_the_page_needs_nothing_beside_it_and_shows_every_table(measured: tuple[Path, Any]) -> None:
+    folder, found = measured
+    page = (folder / "index.html").read_text()
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
+    for engine in found.engines:
+        for table in speed_tables(found, engine):
+            assert f"<h2>{table.title}</h2>" in page
+            assert all(f"<td>{cell}</td>" in page for row in table.rows for cell in row)
+    assert (folder / "speed.png").is_file()
+
+
+def test_a_bench_of_a_run_lies_in_it_and_its_report_shows_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(FIXTURES / "run_folder", tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)  # the run's recipe names its teacher from here
+    options = replace(SHORT, lengths=(4,), engines=("eager",), rounds=1, max_rows=0)
+    result = api.bench(["runs/old"], options)
+    assert result.file == Path("runs/old/bench/bench.json")
+    assert [(model.name, model.teacher) for model in result.bench.models] == [("teacher", ""), ("student", "teacher")]
+    assert "What linear time buys" in (tmp_path / "runs/old/report/index.html").read_text()
+    assert "<h1>old</h1>" in (tmp_path / "runs/old/bench/index.html").read_text()
+    assert RunFolder(Path("runs/old")).is_whole()
+
+
+def test_a_comparison_stands_for_a_run_of_each_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(FIXTURES / "run_folder")
+    folder = tmp_path / "mixers"
+    for cell, seed in (("gla", 1), ("mamba2", 0), ("mamba2", 1)):
+        shutil.copytree(FIXTURES / "run_folder" / "runs" / "old", folder / "cells" / cell / f"seed-{seed}")
+    (folder / "cells" / "begun" / "seed-0").mkdir(parents=True)
+    (folder / "comparison.json").write_text("{}")
+    subjects = find_subjects([str(folder)], Plugins.discover())
+    assert [(one.name, one.teacher) for one in subjects] == [("teacher", ""), ("gla", "teacher"), ("mamba2", "teacher")]
+    assert bench_folder([str(folder)]) == folder / "bench"

@@ -17,11 +17,11 @@ from transformers.generation import GenerationMixin, StoppingCriteriaList
 from transformers.generation import utils as generation_utils
 from transformers.masking_utils import create_masks_for_generate
 
+from linearize.student.ahead import ACCELERATORS, a_step_ahead
 from linearize.student.entrance import check_history
 from linearize.student.state import passed_cache
 from linearize.student.static_state import StaticStateLayer, linear_sites, make_states_static
 
-ACCELERATORS = ("cuda", "xpu")
 RAW_IMAGES = frozenset(getattr(generation_utils, "MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL", ("pixel_values",)))
 """What a model takes with the first tokens of a prompt alone."""
 GOES_ON_IN_PIECES = "mm_encoder_outputs" in RAW_IMAGES
@@ -58,7 +58,20 @@ class StatefulGeneration(GenerationMixin):
     """Whether a model whose sites are all linear decodes with a static cache, and so compiled, where nobody asks for
     another one. Read where the model is on an accelerator."""
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As of every module.
+
+        torch compiles from the first frame that is no part of it: with this one, hooks of the model are in the same
+        graph as its ``forward``, and not three things to look up for each token.
+        """
+        return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
     def _sample(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        # Processes that wait for each other have to agree on the last step at once.
+        with a_step_ahead(not kwargs.get("synced_gpus")):
+            return self._sample_rows(input_ids, *args, **kwargs)
+
+    def _sample_rows(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         cache = passed_cache(kwargs)
         check_history(cache, kwargs.get("attention_mask"))
         criteria = kwargs.get("stopping_criteria")
@@ -119,7 +132,7 @@ class StatefulGeneration(GenerationMixin):
         Where all slots are linear no mask over the tokens before is needed, and none is made.
         """
         slots = getattr(passed_cache(kwargs), "layers", ())
-        if slots and all(isinstance(slot, StaticStateLayer) for slot in slots):
+        if slots and isinstance(slots[0], StaticStateLayer) and slots[0].stands_alone:
             mask_BS, (batch, tokens) = kwargs.get("attention_mask"), kwargs["inputs_embeds"].shape[:2]
             if tokens > 1:
                 return mask_BS

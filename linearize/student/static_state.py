@@ -90,7 +90,8 @@ class StaticStateLayer(RecurrentStateLayer):
             assert self.progress.real_B is not None
             self.progress.real_B.add_(num_tokens if valid_BT is None else valid_BT.sum(1))
             self.progress.seen.add_(num_tokens)
-        self._is_empty = False
+        if self._is_empty:  # a compiled step would write it in Python after each token otherwise
+            self._is_empty = False
 
     def get_seq_length(self) -> Any:
         """Tokens seen, pads included: 0, then a tensor."""

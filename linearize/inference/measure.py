@@ -7,6 +7,7 @@ Letters: B batch, T tokens.
 
 from __future__ import annotations
 
+import functools
 import gc
 import statistics
 import time
@@ -126,8 +127,8 @@ def fill(cache: Cache, row: Cache, rows: int) -> None:
     """Lets every row of an empty cache hold what the one row of another does."""
     for index, layer in enumerate(row.layers):
         if isinstance(layer, RecurrentStateLayer):
-            slot = state_layer(cache, index)
-            states = {name: state.expand(rows, *state.shape[1:]) for name, state in layer.states.items()}
+            slot = state_layer(cache, index, functools.partial(RecurrentStateLayer, layer.stored))
+            states = {name: state.expand(rows, *state.shape[1:]) for name, state in (layer.read() or {}).items()}
             if not isinstance(slot, StaticStateLayer):  # which copies; this one keeps what it gets
                 states = {name: state.contiguous() for name, state in states.items()}
                 slot.stands_alone = layer.stands_alone

@@ -64,7 +64,7 @@ class StatefulGeneration(GenerationMixin):
         torch compiles from the first frame that is no part of it: with this one, hooks of the model are in the same
         graph as its ``forward``, and not three things to look up for each token.
         """
-        return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        return super().__call__(*args, **kwargs)
 
     def _sample(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
         # Processes that wait for each other have to agree on the last step at once.

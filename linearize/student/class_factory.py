@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import re
+import sys
 from contextvars import ContextVar
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -75,7 +78,20 @@ def _name_to_transformers(model: Any, base: Any) -> None:
     for table in ("CAUSAL_LM",) if is_text else ("IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM"):
         names = getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES", {})
         names[model.config_class.model_type] = model.__name__
-    setattr(transformers, model.__name__, model)
+    for copy_of_transformers in _copies_of_transformers():
+        setattr(copy_of_transformers, model.__name__, model)
+
+
+def _copies_of_transformers() -> list[ModuleType]:
+    """The package transformers, as often as it is there.
+
+    Its processing_utils imports it a second time and puts that in the first one's place (5.17 to 5.24); whoever
+    imported it before, such as the server, keeps the first.
+    """
+    importlib.import_module("transformers.processing_utils")
+    held = [vars(module).get("transformers") for module in list(sys.modules.values()) if hasattr(module, "__dict__")]
+    found = [sys.modules["transformers"], transformers, *held]
+    return list({id(one): one for one in found if getattr(one, "__name__", "") == "transformers"}.values())
 
 
 def _made_again(target: str, base_model_type: str, what: str) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
+from transformers.image_utils import load_image
 
 from linearize.errors import CheckpointError, DataError
 from linearize.protocols.conversation import IMAGE_MARK
@@ -21,7 +22,7 @@ from linearize_hovle.prompt import IMAGE_CONTEXT, expand_images, get_template
 from linearize_hovle.tiling import IMAGENET_MEAN, IMAGENET_STD, choose_grid, count_tiles, cut_tiles, normalize
 from linearize_hovle.tokenization import HovleTokenizer
 
-Images = Image.Image | Sequence[Any] | None
+Images = Image.Image | str | Sequence[Any] | None
 
 
 class HovleProcessor(ProcessorMixin):
@@ -108,7 +109,8 @@ class HovleProcessor(ProcessorMixin):
         """Model inputs of prompts that hold one ``<image>`` mark per image.
 
         Args:
-            images: one image, or all images in the order of the marks, nested per prompt or flat.
+            images: one image, or all images in the order of the marks, nested per prompt or flat; a text is a file's
+                path, a URL or base64.
             text: one prompt or several; a BOS is added, nothing else.
             padding_side: "left" (default, for generation) or "right".
 
@@ -154,6 +156,8 @@ def _flat(images: Images) -> list[Image.Image]:
         return []
     if isinstance(images, Image.Image):
         return [images]
+    if isinstance(images, str):
+        return [load_image(images)]
     return [one for item in images for one in _flat(item)]
 
 

@@ -7,17 +7,19 @@ tokenizer does; the ids are sentencepiece's own. Added tokens may sit on ids tha
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tokenizers import Tokenizer
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
 
 from linearize_hovle.prompt import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TURN_END, TURN_START
+from linearize_hovle.streaming import decoding_tokenizer
 
 ADDED_TOKENS = (
     TURN_START, TURN_END, IMAGE_START, IMAGE_END, IMAGE_CONTEXT,
@@ -59,7 +61,7 @@ class HovleTokenizer(SentencePieceBackend):
             vocab_file=vocab_file, unk_token=unk_token, bos_token=bos_token, eos_token=eos_token, pad_token=pad_token,
             add_bos_token=add_bos_token, add_eos_token=add_eos_token, **kwargs,
         )  # fmt: skip
-        self.stretch = lru_cache(maxsize=65536)(self._encode_stretch)
+        self.stretch = functools.lru_cache(maxsize=65536)(self._encode_stretch)
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
@@ -82,6 +84,11 @@ class HovleTokenizer(SentencePieceBackend):
                 run.append(token)
         parts.append(self.sp_model.decode_pieces(run))
         return "".join(parts)
+
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer:
+        """What ``transformers serve`` streams with, by the name that it has in tokenizers of the tokenizers library."""
+        return decoding_tokenizer(self)
 
     def mark(self, token: int) -> str:
         """The name of an added token; "" for one that text may give."""
@@ -113,8 +120,8 @@ class HovleTokenizer(SentencePieceBackend):
         return files
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "stretch"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("stretch", "_tokenizer")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.stretch = lru_cache(maxsize=65536)(self._encode_stretch)
+        self.stretch = functools.lru_cache(maxsize=65536)(self._encode_stretch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import linearize_hovle.registration  # noqa: F401
@@ -129,6 +130,15 @@ def test_images_without_marks_go_in_front_of_the_first_question(processor: Hovle
     bare = Conversation(turns=(Turn("user", "3"),), images=marked.images)
     first, second = make_batch(processor, [marked]), make_batch(processor, [bare])
     assert torch.equal(first.inputs["input_ids"], second.inputs["input_ids"])
+
+
+def test_the_processor_takes_an_image_as_a_path_or_as_base64(processor: HovleProcessor, tmp_path: Path) -> None:
+    """As its chat template hands over what a client of `transformers serve` sent."""
+    picture, file = image(2 * SIDE, SIDE), tmp_path / "a.png"
+    picture.save(file)
+    expected = processor(images=picture, text="<image>")["pixel_values"]
+    for text in (str(file), "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()):
+        assert torch.equal(processor(images=[[text]], text="<image>")["pixel_values"], expected)
 
 
 def test_marks_without_images_are_refused_by_the_conversation_s_name(processor: HovleProcessor) -> None:

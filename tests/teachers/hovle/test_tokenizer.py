@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import random
 from pathlib import Path
 
 import linearize_hovle.registration  # noqa: F401
 import pytest
 import sentencepiece
 from linearize_hovle.tokenization import ADDED_TOKENS, HovleTokenizer
+from tokenizers.decoders import DecodeStream
 from transformers import AutoTokenizer
 
 TEXTS = (
@@ -31,6 +33,24 @@ def test_ids_are_sentencepiece_s_own_and_decode_to_the_text(
     assert ids == reference.encode(text)
     assert list(tokenizer.stretch(text)) == ids
     assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_ids_stream_to_the_text(tokenizer: HovleTokenizer, text: str) -> None:
+    """As `transformers serve` streams them."""
+    ids = tokenizer.encode(f"{text}<|im_end|>", add_special_tokens=False)
+    stream = DecodeStream([], skip_special_tokens=True)
+    assert "".join(stream.step(tokenizer._tokenizer, token) or "" for token in ids) == text
+
+
+@pytest.mark.parametrize("skips", [True, False])
+def test_ids_that_text_would_not_give_stream_as_they_decode(tokenizer: HovleTokenizer, skips: bool) -> None:
+    draw = random.Random(0)
+    pieces = [token for token in range(len(tokenizer)) if not tokenizer.sp_model.is_byte(min(token, 359))]
+    for _ in range(50):
+        ids = [draw.choice(pieces) for _ in range(9)]
+        decoded = pickle.loads(pickle.dumps(tokenizer))._tokenizer.decode(ids, skip_special_tokens=skips)
+        assert decoded.replace(" ", "") == tokenizer.decode(ids, skip_special_tokens=skips).replace(" ", "")
 
 
 def test_characters_that_the_model_never_saw_become_bytes(tokenizer: HovleTokenizer) -> None:

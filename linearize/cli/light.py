@@ -1,15 +1,17 @@
 """A process that reads a recipe and ends: what transformers imports for training and serving stays out of it.
 
-A configuration of transformers imports torch's compiler, its distributed tensors, accelerate and scipy (5.23: a third
-of the time that `linearize check` would take), none of which a process needs that computes nothing.
+transformers imports torch's compiler, its distributed tensors, accelerate and scipy (5.24: half of the time that
+`linearize check` would take), none of which a process needs that computes nothing.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+from linearize.cli.first_use import put_off_the_compiler
 
 READING = ("check", "plan")
 """Commands that load no weight."""
@@ -29,13 +31,11 @@ def only_reads(arguments: Sequence[str]) -> bool:
 
 
 def leave_out_what_only_runs_need() -> None:
-    """Lets transformers believe that it has nothing to compile and to distribute; for the rest of this process.
+    """Puts off torch's compiler, and lets transformers believe that it has nothing to distribute, for this process.
 
     Other packages and plug-ins import what they like.
     """
-    import torch
-
-    torch.compiler.disable = _leave_as_it_is
+    put_off_the_compiler()
     with _missing(PACKAGES), _without_distribution():
         from transformers.utils import import_utils
 
@@ -43,16 +43,6 @@ def leave_out_what_only_runs_need() -> None:
             ask = getattr(import_utils, question, None)
             if ask is not None:  # not every release asks every question
                 ask()
-
-
-def _leave_as_it_is(function: Any = None, recursive: bool = True, *, reason: str | None = None) -> Any:
-    """What ``torch.compiler.disable`` does where nothing is compiled; the original imports the compiler."""
-    del recursive, reason
-
-    def decorate(decorated: Callable[..., Any]) -> Callable[..., Any]:
-        return decorated
-
-    return decorate if function is None else function
 
 
 @contextmanager

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -83,8 +85,7 @@ def empty_model(config: Any) -> nn.Module:
     """
     auto = auto_class(config)
     try:
-        with torch.device("meta"):
-            model: nn.Module = auto.from_config(config)
+        model = _without_weights(auto, config)
     except Exception as error:
         raise CheckpointError(
             f"a '{config.model_type}' model cannot be built from its configuration: {type(error).__name__}: {error}"
@@ -97,6 +98,28 @@ def empty_model(config: Any) -> nn.Module:
             f"or a copy of this one whose config.json says it, if its other keys are those of '{own.model_type}'"
         )
     return model
+
+
+def _without_weights(auto: Any, config: Any) -> nn.Module:
+    try:
+        with torch.device("meta"), _CountsOnTheCpu(), no_init_weights():
+            return auto.from_config(config)
+    except Exception:  # a model that computes with what it counts and with weights: all on one device, then
+        with torch.device("meta"), no_init_weights():
+            return auto.from_config(config)
+
+
+class _CountsOnTheCpu(TorchFunctionMode):
+    """``torch.arange``, from which rotary frequencies are made, stays on the CPU.
+
+    On the meta device torch 2.13 computes them in Python, with sympy, whose import takes half as long as torch's.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        options = kwargs or {}
+        if func is torch.arange:
+            options = {"device": "cpu", **options}
+        return func(*args, **options)
 
 
 def refuse_attention(model: nn.Module, attention: str) -> None:

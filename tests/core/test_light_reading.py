@@ -17,7 +17,10 @@ HEAVY = {
     "accelerate", "datasets", "matplotlib", "pandas", "scipy", "torchvision", "triton", "fla", "mamba_ssm",
     "linearize.distill.loop", "linearize.pipeline.run",
 }  # fmt: skip
-MODEL_CODE = {"torch._dynamo", "torch._inductor", "transformers.modeling_utils", "transformers.processing_utils"}
+MODEL_CODE = {
+    "torch._dynamo.eval_frame", "torch._inductor", "sympy",
+    "transformers.modeling_utils", "transformers.processing_utils",
+}  # fmt: skip
 """What every model of transformers imports; a teacher that tells its sites from its configuration needs none of it."""
 
 
@@ -59,12 +62,64 @@ def test_commands_that_compute_keep_all_that_is_installed(arguments: list[str], 
 
 
 def test_what_a_reading_process_leaves_out_plug_ins_can_import(tmp_path: Path) -> None:
-    code = (
-        "from linearize.cli.light import leave_out_what_only_runs_need as leave_out\n"
-        "leave_out()\n"
-        "import accelerate, torch.distributed\n"
-        "assert torch.distributed.is_available()\n"
-        "assert [torch.compiler.disable(len)([1]), torch.compiler.disable(recursive=False)(len)([1])] == [1, 1]\n"
-    )
+    code = """
+from linearize.cli.light import leave_out_what_only_runs_need
+leave_out_what_only_runs_need()
+import accelerate, torch.distributed
+assert torch.distributed.is_available()
+"""
+    done = python("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_reading_process_compiles_all_the_same_and_keeps_what_was_said_of_functions_before(tmp_path: Path) -> None:
+    code = """
+import sys
+from linearize.cli.first_use import put_off_the_compiler
+put_off_the_compiler()
+import torch
+import torch._dynamo._trace_wrapped_higher_order_op
+
+traced = []
+
+@torch.compiler.disable
+def left_out(x):
+    traced.append("left out" if torch.compiler.is_compiling() else "called")
+    return x + 1
+
+@torch.compiler.disable(recursive=False)
+def left_out_too(x):
+    return x + 1
+
+@torch._dynamo.allow_in_graph
+def in_graph(x):
+    return x * 2
+
+@torch._dynamo.assume_constant_result
+def three():
+    return 3
+
+assert left_out(torch.ones(2)).tolist() == [2, 2]
+assert left_out_too(torch.ones(2)).tolist() == [2, 2]
+assert "torch._dynamo.eval_frame" not in sys.modules
+
+graphs = []
+
+def backend(graph, inputs):
+    graphs.append([node.target for node in graph.graph.nodes])
+    return graph.forward
+
+def f(x):
+    return in_graph(left_out_too(left_out(x + 1) * three()))
+
+assert torch.compile(f, backend=backend)(torch.ones(2)).tolist() == [20, 20]
+assert "torch._dynamo.eval_frame" in sys.modules
+assert traced == ["called", "called"], traced
+assert len(graphs) == 3, graphs
+assert any(in_graph in graph for graph in graphs), graphs
+assert torch._dynamo.list_backends() == sys.modules["torch._dynamo"].list_backends()
+assert torch.compiler.disable(len)([1]) == 1
+"""
     done = python("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

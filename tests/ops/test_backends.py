@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -37,7 +38,7 @@ from linearize.testing import MixerConformance, check_kernel
 def test_auto_on_a_cpu_is_the_torch_reference(operation: str, function: object) -> None:
     choice = choose(operation, "auto", torch.device("cpu"))
     assert choice.kernel is function
-    assert choice.describe().startswith(f"{operation} on cpu: torch {torch.__version__}")
+    assert choice.describe().startswith(f"{operation} on cpu: torch {version('torch')}")
 
 
 def test_a_choice_is_made_once() -> None:

@@ -11,7 +11,7 @@ from checkout import imported_by
 
 HEAVY = {
     "accelerate", "datasets", "matplotlib", "pandas", "scipy", "torchvision", "triton", "fla", "mamba_ssm",
-    "linearize.distill.loop", "linearize.pipeline.run",
+    "linearize.distill.loop", "linearize.pipeline.run", "torch._dynamo.eval_frame", "torch._inductor", "sympy",
 }  # fmt: skip
 
 

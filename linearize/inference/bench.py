@@ -65,7 +65,7 @@ class BenchOptions:
         skip: "MODEL", "MODEL:ENGINE" or "MODEL:ENGINE:LENGTH": cells that are left out.
         compiles: whether a CPU compiles the static step.
         prefill_chunk: tokens that models with linear sites read at a time; 0: all.
-        minutes: after so many, no further group of cells is begun.
+        minutes: after so many, no further cells and rounds are begun.
         dtype: "float32" or "bfloat16".
         device: "cpu" or "cuda".
     """
@@ -96,7 +96,7 @@ class BenchOptions:
             engines=tuple(dict.fromkeys(self.engines)),
             lengths=tuple(sorted(set(self.lengths or ((2048, 8192, 32768) if on_gpu else (128, 512, 2048))))),
             new_tokens=self.new_tokens or (64 if on_gpu else 16),
-            rounds=self.rounds or (5 if on_gpu else 3),
+            rounds=self.rounds or 3,
             max_rows=(NO_LIMIT if on_gpu else 8) if self.max_rows is None else self.max_rows,
             dtype=self.dtype or ("bfloat16" if on_gpu else "float32"),
             device=device,
@@ -198,12 +198,15 @@ class _Work:
         # Several models of one class, and lengths of a static cache, compile the same code.
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for in_rows, cells in groups:
-            if self.options.minutes is not None and time.monotonic() - self.begun > 60 * self.options.minutes:
+            if self._time_is_up():
                 break
             self._forget_shapes()
             measured = self._in_rows(cells) if in_rows else self._alone(cells)
             self._keep(measured)
         self.models.clear()
+
+    def _time_is_up(self) -> bool:
+        return self.options.minutes is not None and time.monotonic() - self.begun > 60 * self.options.minutes
 
     def _groups(self, wanted: Sequence[tuple[str, str, int]]) -> list[tuple[bool, list[SpeedCell]]]:
         """What is left: single rows of each length, then batches of each. Models of an engine stay together."""
@@ -240,20 +243,23 @@ class _Work:
         return SpeedModel(subject.name, subject.teacher, subject.what, size)
 
     def _alone(self, cells: Sequence[SpeedCell]) -> list[SpeedCell]:
-        """Single rows: warms all cells up, then lets each answer in every round."""
+        """Single rows: warms all cells up, then lets each answer in every round; none of them where time is up before."""
         for cell in cells:
             begin = time.monotonic()
             self._answer(cell)
             cell.warm_up_s = time.monotonic() - begin
+            self._tell(cell)
+            if self._time_is_up():
+                return []
         for number in range(self.options.rounds or 1):
+            if number and self._time_is_up():
+                break
             for cell in cells:
                 found = None if cell.failed else self._answer(cell)
                 if found is not None:
                     cell.first_ms.append(found.first_ms)
                     cell.token_ms.append(found.token_ms)
                     cell.cache_bytes = found.cache_bytes
-                if number + 1 == self.options.rounds:
-                    self._tell(cell)
         return list(cells)
 
     def _answer(self, cell: SpeedCell) -> Answer | None:
@@ -277,33 +283,44 @@ class _Work:
         measured = []
         for cell in cells:
             alone = self.bench.cell(cell.model, cell.engine, cell.tokens)
-            if alone is None or alone.failed or cell.model not in self.models:
-                self._tell(cell)
-                continue
-            measured.append(replace(alone, batch=self._largest_batch(alone)))
+            if alone is not None and not alone.failed and cell.model in self.models:
+                measured.append(replace(alone, batch=self._largest_batch(alone)))
+            self._tell(cell)
+            if self._time_is_up():
+                return []
         for number in range(self.options.rounds or 1):
+            if number and self._time_is_up():
+                break
             for cell in measured:
                 batch = cell.batch
                 assert batch is not None
                 found = None if batch.failed else self._answer_in_rows(cell, batch)
                 if found is not None:
                     batch.token_ms.append(found.token_ms)
-                if number + 1 == self.options.rounds:
-                    self._tell(cell)
+                elif batch.failed == OUT_OF_MEMORY and batch.rows > 1:
+                    # What graphs of earlier rounds hold may leave too little; the rounds that follow are of fewer rows.
+                    self._forget_shapes()
+                    self._make_fit(cell, batch)
         return measured
 
     def _largest_batch(self, alone: SpeedCell) -> BatchCell:
         model, limit = self.models[alone.model], self.options.max_rows or 1
         fits = room_for_rows(model, self.device, alone.cache_bytes or 1)
         batch = BatchCell(min(limit, fits or limit), BY_OPTION)
-        while True:
-            if batch.rows < limit:
-                batch.limited_by = BY_MEMORY
-            self._answer_in_rows(alone, batch)
-            if batch.failed != OUT_OF_MEMORY or batch.rows == 1:
-                return batch
+        self._answer_in_rows(alone, batch)
+        if batch.rows < limit:
+            batch.limited_by = BY_MEMORY
+        if batch.failed == OUT_OF_MEMORY:
+            self._make_fit(alone, batch)
+        return batch
+
+    def _make_fit(self, cell: SpeedCell, batch: BatchCell) -> None:
+        """Takes rows away from a batch until it can be answered."""
+        batch.limited_by = BY_MEMORY
+        while batch.failed == OUT_OF_MEMORY and batch.rows > 1:
             self._forget_shapes()
             batch.rows = max(1, int(SMALLER * batch.rows))
+            self._answer_in_rows(cell, batch)
 
     def _answer_in_rows(self, cell: SpeedCell, batch: BatchCell) -> Answer | None:
         model = self.models[cell.model]
@@ -321,7 +338,7 @@ class _Work:
     def _tried(self, measure: Callable[[], Answer]) -> tuple[Answer | None, str]:
         """What was measured, or why it could not be: one cell's failure is not that of the others."""
         try:
-            with telling_memory(self.device), torch.inference_mode():
+            with telling_memory(self.device), torch.no_grad():
                 return measure(), ""
         except MemoryError:
             return None, OUT_OF_MEMORY

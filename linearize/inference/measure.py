@@ -28,7 +28,7 @@ from linearize.student.static_state import StaticStateLayer, linear_sites
 UNTIMED = 3
 """First tokens of an answer that do not count: a graph may be captured in them."""
 FEWEST_NEW_TOKENS = UNTIMED + 2
-ROOM = 0.95
+ROOM = 0.9
 """Share of the memory that is free which a first batch may fill."""
 LOGITS_BYTES = 12
 """Of each token of the vocabulary and row, while one is chosen: bfloat16, float32, and a copy."""

@@ -152,19 +152,61 @@ def test_cells_are_skipped_by_name_and_a_name_that_is_none_is_told(
         run_bench(subjects, replace(options, skip=("teacher:statik",)), tmp_path)
 
 
+class Hours:
+    """A clock on which every answer takes one hour."""
+
+    def __init__(self, order: list[str]) -> None:
+        self.order = order
+
+    def monotonic(self) -> float:
+        return 3600.0 * len(self.order)
+
+
 def test_when_the_time_is_up_the_same_bench_goes_on_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     fake_answers(monkeypatch, order)
-    now = iter([0.0] * 5 + [90.0] * 100)  # the first length takes more than a minute
-    monkeypatch.setattr(bench_module.time, "monotonic", lambda: next(now))
-    subjects, options = fake_subjects("teacher"), replace(SHORT, max_rows=0, minutes=1.0).resolved()
+    monkeypatch.setattr(bench_module, "time", Hours(order))
+    subjects, options = fake_subjects("teacher"), replace(SHORT, max_rows=0, minutes=5.5 * 60).resolved()
     found, _ = run_bench(subjects, options, tmp_path)
+    assert order == ["eager:4", "static:4"] * 3  # the second length is not begun after six
     assert unfinished(found, subjects, options) == ["teacher:eager:9", "teacher:static:9"]
     monkeypatch.undo()
     fake_answers(monkeypatch, order := [])
     found, _ = run_bench(subjects, replace(options, minutes=None), tmp_path)
     assert set(order) == {"eager:9", "static:9"}
     assert unfinished(found, subjects, options) == []
+
+
+def test_a_group_that_the_time_cuts_short_keeps_whole_rounds_and_none_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    fake_answers(monkeypatch, order)
+    monkeypatch.setattr(bench_module, "time", Hours(order))
+    subjects, options = fake_subjects("teacher"), replace(SHORT, lengths=(4,), rounds=3, max_rows=0).resolved()
+    found, _ = run_bench(subjects, replace(options, minutes=3.5 * 60), tmp_path / "one")
+    assert [len(cell.token_ms) for cell in found.cells] == [1, 1]
+    order.clear()
+    found, _ = run_bench(subjects, replace(options, minutes=0.5 * 60), tmp_path / "none")
+    assert (found.cells, order) == ([], ["eager:4"])
+
+
+def test_a_batch_that_fits_no_more_goes_on_with_fewer_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_answers(monkeypatch, [])
+    tried: list[int] = []
+
+    def answer_in_rows(model: Any, way: Way, ids: str, rows: int) -> Answer:
+        tried.append(rows)
+        if rows > 6 and len(tried) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return Answer(2.0, 4.0, 8)
+
+    monkeypatch.setattr(bench_module, "answer_in_rows", answer_in_rows)
+    options = replace(SHORT, lengths=(4,), engines=("eager",), rounds=3, max_rows=8).resolved()
+    found, _ = run_bench(fake_subjects("teacher"), options, tmp_path)
+    assert tried == [8, 8, 8, 6, 6]
+    batch = found.cells[0].batch
+    assert (batch.rows, batch.limited_by, batch.token_ms, batch.failed) == (6, "memory", [4.0], "")
 
 
 def test_a_bench_of_other_settings_is_kept_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ def bench(
         list[str] | None,
         typer.Argument(
             metavar="[TARGET]...",
-            help="A run (student and teacher), a comparison, a student's folder, or a teacher: TYPE or TYPE:CHECKPOINT.",
+            help="A run (student and teacher), a comparison, a student's folder, or a teacher as TYPE[:CHECKPOINT].",
         ),
     ] = None,
     shape: Annotated[

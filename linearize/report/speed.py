@@ -195,7 +195,7 @@ def speed_tables(bench: Bench, engine: str) -> list[SpeedTable]:
         for model in bench.models
         if (cell := bench.cell(model.name, engine, tokens)) is not None
     ]
-    compared = any(model.teacher for model in bench.models)
+    compared = _is_compared(bench)
     crossed = compared and engine != EAGER and EAGER in bench.engines
     has_memory = any(cell.peak_bytes is not None for cell in cells)
     head = ["tokens", "model", "prefill ms", "ms/token", "range", *(["faster"] if compared else [])]
@@ -225,9 +225,10 @@ def machine(bench: Bench) -> str:
 def how_measured(bench: Bench) -> str:
     """Sentences on rounds, tokens and ranges."""
     rounds, new_tokens = bench.settings.get("rounds"), bench.settings.get("new_tokens")
+    compared = " Faster: the teacher's time of a token over the model's." if _is_compared(bench) else ""
     return (
         f"Times are medians of {rounds} rounds, ranges are over them. In a round every model answers once through "
-        f"generate(), greedily, with {new_tokens} tokens. Faster: the teacher's time of a token over the model's."
+        f"generate(), greedily, with {new_tokens} tokens.{compared}"
     )
 
 
@@ -244,6 +245,10 @@ def gibibytes(count: int | None) -> str:
 def times(ratio: float | None) -> str:
     """ "20.6x"."""
     return ABSENT if ratio is None else f"{ratio:.{2 if ratio < 10 else 1 if ratio < 100 else 0}f}x"
+
+
+def _is_compared(bench: Bench) -> bool:
+    return any(model.teacher for model in bench.models)
 
 
 def _row(bench: Bench, cell: SpeedCell, compared: bool, crossed: bool, has_memory: bool) -> list[str]:

@@ -243,7 +243,7 @@ class _Work:
         return SpeedModel(subject.name, subject.teacher, subject.what, size)
 
     def _alone(self, cells: Sequence[SpeedCell]) -> list[SpeedCell]:
-        """Single rows: warms all cells up, then lets each answer in every round; none of them where time is up before."""
+        """Single rows: warms all cells up, then lets each answer in every round; gives none where time is up before."""
         for cell in cells:
             begin = time.monotonic()
             self._answer(cell)

@@ -27,7 +27,7 @@ QUANTITIES: dict[str, Callable[[SpeedCell], float | None]] = {
     "state and cache": held_bytes,
     "memory": peak_bytes,
     "ms of the prompt": first_ms,
-    "tokens/s, largest batch": batch_speed,
+    "tokens/s of a batch": batch_speed,
 }
 MOST_TICKS = 6
 

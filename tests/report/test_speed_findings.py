@@ -53,7 +53,7 @@ def test_a_chart_has_a_panel_for_what_was_measured(tmp_path: Path) -> None:
     figure = speed_chart(make_bench())
     assert figure is not None
     assert [axes.get_title(loc="left") for axes in figure.axes if axes.get_visible()] == [
-        "ms per token", "state and cache", "memory", "ms of the prompt", "tokens/s, largest batch",
+        "ms per token", "state and cache", "memory", "ms of the prompt", "tokens/s of a batch",
     ]  # fmt: skip
     curves = {line.get_label(): list(line.get_xydata()[:, 1]) for line in figure.axes[0].lines}
     assert curves["student, static"] == [2.0, 2.0]

@@ -1,4 +1,4 @@
-"""bad_records.jsonl of a run folder: every record that the run left out, once, whatever process or restart met it."""
+"""bad_records.jsonl of a run folder: every record that the run left out or cut, once, whatever process met it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 
 from linearize.data.bad_records import NUM_NAMED, by_fault, named
 from linearize.protocols.data import BadRecord, DataSource, LeavesOut
+from linearize.wording import counted
 
 NAME = "bad_records.jsonl"
 
 
 class BadRecordFile:
-    """Follows a source: what it newly leaves out is written to the file, and a person is warned of it, once.
+    """Follows a source: what it newly leaves out or cuts is written to the file, and a person is warned of it, once.
 
     Args:
         folder: the run's.
@@ -65,9 +66,11 @@ def left_out(source: DataSource) -> str:
 
 def _text(records: Sequence[BadRecord]) -> str:
     """Such as "cats.jsonl: 2 records skipped (1 image not found, 1 malformed JSON)" and the first few."""
-    noun = "record" if len(records) == 1 else "records"
     where = records[0].source if len({record.source for record in records}) == 1 else "the training data"
-    return f"{where}: {len(records)} {noun} skipped ({by_fault(records)})\n{named(records)}"
+    skipped, cut = ([record for record in records if record.left_out == is_gone] for is_gone in (True, False))
+    said = [f"{counted(len(skipped), 'record')} skipped ({by_fault(skipped)})"] if skipped else []
+    said += [f"{counted(len(cut), 'record')} cut short"] if cut else []
+    return f"{where}: {' and '.join(said)}\n{named(records)}"
 
 
 def read_bad_records(folder: Path) -> list[dict[str, Any]]:
@@ -83,6 +86,7 @@ def _as_json(record: BadRecord) -> dict[str, Any]:
     return {
         "source": record.source, "unit": record.unit, "index": record.line, "fault": record.fault,
         "reason": record.reason,
+        **({} if record.left_out else {"left_out": False}),
     }  # fmt: skip
 
 

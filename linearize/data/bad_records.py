@@ -13,6 +13,7 @@ from linearize.protocols.data import BadRecord
 T = TypeVar("T")
 
 NUM_NAMED = 5  # how many bad records one message names; the others are only counted
+CUT = "cut short"
 LONGEST_DETAIL = 300  # characters of a record's own content in a message; an image's name may be megabytes of base64
 
 
@@ -59,13 +60,14 @@ class BadRecords:
         self._lock = threading.Lock()  # a prefetching thread and an evaluation may read at the same time
 
     def __len__(self) -> int:
-        return len(self._by_place)
+        return sum(record.left_out for record in self.records())
 
     def __contains__(self, line: int) -> bool:
-        return (self.name, line) in self._by_place
+        record = self._by_place.get((self.name, line))
+        return record is not None and record.left_out
 
     def records(self) -> list[BadRecord]:
-        """All of them, in the order in which they were found."""
+        """All of them and those that were cut, in the order in which they were found."""
         with self._lock:
             return list(self._by_place.values())
 
@@ -90,6 +92,13 @@ class BadRecords:
                     place[0], unit or self.unit, line, error.fault, str(error), error.counts
                 )
                 self._num_counting += error.counts
+
+    def add_cut(self, line: int, reason: str) -> None:
+        """Notes a record of which only a part is used, once."""
+        with self._lock:
+            self._by_place.setdefault(
+                (self.name, line), BadRecord(self.name, self.unit, line, CUT, reason, counts=False, left_out=False)
+            )
 
     def first_good(
         self, index: int, size: int, line_of: Callable[[int], int], read: Callable[[int], T], *, none_left: str
@@ -136,7 +145,7 @@ class BadRecords:
     def summary(self) -> str:
         """Such as "3 of 100 records are bad (2 image not found, 1 malformed JSON)"."""
         verb = f"{self._noun} is" if self.num_records == 1 else f"{self._noun}s are"
-        kinds = by_fault(self.records())
+        kinds = by_fault(record for record in self.records() if record.left_out)
         return f"{len(self)} of {self.num_records} {verb} bad" + (f" ({kinds})" if kinds else "")
 
 

@@ -15,7 +15,7 @@ from linearize.data.bad_records import BadRecordError
 from linearize.data.images import read_image, to_rgb
 from linearize.data.record import Record, parse_record, record_to_json
 from linearize.errors import DataError
-from linearize.protocols import Conversation, HoldsText
+from linearize.protocols import Conversation, HoldsText, sources_in
 
 if TYPE_CHECKING:
     from linearize.protocols import DataSource
@@ -61,7 +61,7 @@ def export_llava(
     """
     if count < 1 or start < 0:
         raise DataError(f"{count} conversations from number {start} on asked for; expected at least 1, from 0 on")
-    if isinstance(source, HoldsText):
+    if any(isinstance(one, HoldsText) for one in sources_in(source)):
         raise DataError("the data are running text; only conversations can be exported")
     if source.size is not None and start + count > source.size:
         raise DataError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -26,7 +26,12 @@ class RecordConfig(Config):
     max_tokens: int = Field(
         default=16384,
         ge=1,
-        description="tokens of a whole conversation, images included; longer ones are skipped and counted apart",
+        description="tokens of a whole conversation, images included; what is longer is dealt with as too_long says",
+    )
+    too_long: Literal["skip", "truncate"] = Field(
+        default="skip",
+        description="what becomes of a longer one: skip it, or keep as many of its first turns as fit, or as many "
+        "words of its first answer; either is counted and named, apart from bad records",
     )
     system: SystemHandling = Field(
         default="refuse",

@@ -13,6 +13,7 @@ from linearize.data.image_references import ImageReferences
 from linearize.data.messages import ImageReference
 from linearize.data.record import IMAGE_KEYS, MESSAGE_KEYS, Record, parse_record
 from linearize.data.record_config import RecordConfig
+from linearize.data.shorten import shorten
 from linearize.errors import DataError
 from linearize.protocols import BadRecord, Conversation
 
@@ -75,7 +76,7 @@ class RecordSource(ABC):
         return self._first_good(index, lambda reference: Image.new("RGB", self._images.size(reference)))
 
     def fit_to(self, num_tokens: Callable[[Conversation], int]) -> None:
-        """From now on leaves out what the teacher cannot take, and what has more tokens than ``max_tokens``.
+        """From now on leaves out what the teacher cannot take, and leaves out or cuts what has too many tokens.
 
         Args:
             num_tokens: of a whole conversation; raises DataError for one that the teacher cannot take.
@@ -83,7 +84,7 @@ class RecordSource(ABC):
         self._num_tokens = num_tokens
 
     def bad_records(self) -> list[BadRecord]:
-        """The records left out so far, in the order in which they were found."""
+        """The records left out or cut so far, in the order in which they were found."""
         return self._bad.records()
 
     def parse(self, value: object) -> Record:
@@ -112,17 +113,28 @@ class RecordSource(ABC):
         except DataError as error:
             raise DataError(f"{self.name}, {place}: {error}") from error
         conversation = Conversation(record.turns, images, record.id or place, record.task)
-        if self._num_tokens is not None:
-            self._refuse_unfit(conversation, self._num_tokens)
-        return conversation
+        return conversation if self._num_tokens is None else self._fitting(index, conversation, self._num_tokens)
 
-    def _refuse_unfit(self, conversation: Conversation, num_tokens: Callable[[Conversation], int]) -> None:
+    def _fitting(
+        self, index: int, conversation: Conversation, num_tokens: Callable[[Conversation], int]
+    ) -> Conversation:
+        """The conversation, or the part of it that the recipe wants.
+
+        Raises:
+            BadRecordError: the teacher cannot take it, or it is too long.
+        """
+        limit = self.config.max_tokens
         try:
             tokens = num_tokens(conversation)
+            if tokens <= limit:
+                return conversation
+            cut = shorten(conversation, num_tokens, limit) if self.config.too_long == "truncate" else None
         except DataError as error:
             raise BadRecordError("not for this teacher", str(error)) from error
-        if tokens > self.config.max_tokens:
-            raise LongRecordError("too long", f"{tokens} tokens; data.max_tokens = {self.config.max_tokens}")
+        if cut is None:
+            raise LongRecordError("too long", f"{tokens} tokens; data.max_tokens = {limit}")
+        self._bad.add_cut(self._line(index), f"{tokens} tokens cut to {num_tokens(cut)}; data.max_tokens = {limit}")
+        return cut
 
 
 def _by_usual_keys(value: object, config: RecordConfig) -> object:

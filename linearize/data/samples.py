@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from linearize.data.stream import micro_batches
+from linearize.data.widths import widened
 from linearize.errors import DataError
 from linearize.protocols import Batch, Conversation, ReadsText, Sample, TeacherAdapter, TextRow, sample_tokens
 
@@ -35,11 +36,22 @@ class SampleReader:
             raise DataError(f"{type(self.adapter).__name__} takes no running text (linearize.protocols.ReadsText)")
         return self.adapter.text_batch([row.ids for row in rows])
 
-    def batches(self, samples: Sequence[Sample], *, max_padding: float, max_tokens: int) -> list[Batch]:
-        """One optimizer step's samples in batches of one kind and similar length."""
+    def batches(
+        self, samples: Sequence[Sample], *, max_padding: float, max_tokens: int, multiple: int | None = None
+    ) -> list[Batch]:
+        """One optimizer step's samples in batches of one kind and similar length.
+
+        Args:
+            multiple: rows are padded to a multiple of it, in tokens; None: to the longest of a batch.
+        """
+
+        def width(sample: Sample) -> int:
+            return -(-self.num_tokens(sample) // (multiple or 1)) * (multiple or 1)
+
         kinds = ([one for one in samples if isinstance(one, TextRow) == is_text] for is_text in (False, True))
-        return [
-            self.batch(group)
-            for of_kind in kinds
-            for group in micro_batches(of_kind, self.num_tokens, max_padding=max_padding, max_tokens=max_tokens)
-        ]
+        groups = [
+            group for of_kind in kinds
+            for group in micro_batches(of_kind, width, max_padding=max_padding, max_tokens=max_tokens)
+        ]  # fmt: skip
+        batches = [self.batch(group) for group in groups]
+        return batches if multiple is None else [widened(batch, multiple) for batch in batches]

@@ -68,7 +68,7 @@ class SampleStream:
         # millions. One assignment swaps it, so a prefetching thread and the loop may both ask.
         kept = self._epoch
         if kept is None or kept[0] != epoch:
-            kept = self._epoch = epoch, _permutation(self.seed, epoch, size)
+            kept = self._epoch = epoch, permutation(self.seed, epoch, size)
         return kept[1]
 
 
@@ -113,7 +113,8 @@ def micro_batches(
     return [[items[position] for position in sorted(group)] for group in groups]
 
 
-def _permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+    """The numbers below ``size`` in an order that depends on the three arguments alone."""
     # Ranks of raw random words: numpy promises that a bit generator's raw stream never changes between versions, which
     # it does not promise for Generator.permutation, and a resumed run must see the same order after an upgrade.
     words = np.random.Philox(np.random.SeedSequence((_unsigned(seed), epoch))).random_raw(size)

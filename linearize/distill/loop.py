@@ -192,7 +192,9 @@ def _steps(context: StageContext, first_step: int) -> Iterator[list[Batch]]:
 def _batches(context: StageContext, samples: Sequence[int]) -> list[Batch]:
     stage = context.plan.stage
     drawn = [context.draw(sample) for sample in samples]
-    return context.reader.batches(drawn, max_padding=stage.max_padding, max_tokens=stage.max_tokens)
+    return context.reader.batches(
+        drawn, max_padding=stage.max_padding, max_tokens=stage.max_tokens, multiple=stage.pad_to_multiple
+    )
 
 
 def _gradients(

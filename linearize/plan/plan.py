@@ -13,6 +13,7 @@ from linearize.protocols import (
     DataSource,
     FitsTeacher,
     HoldsText,
+    Mixes,
     TeacherAdapter,
     TellsContents,
     sample_tokens,
@@ -122,7 +123,7 @@ def _with_tokens(plan: Plan, source: DataSource, adapter: TeacherAdapter) -> Pla
 
 def _contents(source: DataSource, plan: Plan) -> str:
     """What the source holds, and how much of it the stages take."""
-    noun = "row" if isinstance(source, HoldsText) else "conversation"
+    noun = "row" if isinstance(source, HoldsText) else "sample" if isinstance(source, Mixes) else "conversation"
     taken = sum(planned.stage.steps * planned.stage.batch_size for planned in plan.stages)
     has = "without end" if source.size is None else counted(source.size, noun)
     if isinstance(source, TellsContents):

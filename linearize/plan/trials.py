@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from linearize.errors import DataError
-from linearize.protocols import Conversation, HoldsText, ReadsText
+from linearize.protocols import Conversation, HoldsText, ReadsText, sources_in
 
 if TYPE_CHECKING:
     from linearize.protocols import Benchmark, DataSource, TeacherAdapter
@@ -17,15 +17,20 @@ def try_data(draft: Draft, source: DataSource | None, adapter: TeacherAdapter | 
     if source is None:
         return
     with draft.telling("data"):
-        if isinstance(source, HoldsText):
-            _try_text(source, adapter)
-            return
-        size = source.size
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
-            raise TypeError(f"`size` has to be a number of conversations, or None without end; got {size!r}")
-        if size is not None and size < 1:
-            raise ValueError("there is no conversation")
-        _require_conversation(source[0], "conversation 0", adapter)
+        for one in sources_in(source):
+            _try_source(one, adapter)
+
+
+def _try_source(source: DataSource, adapter: TeacherAdapter | None) -> None:
+    if isinstance(source, HoldsText):
+        _try_text(source, adapter)
+        return
+    size = source.size
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int)):
+        raise TypeError(f"`size` has to be a number of conversations, or None without end; got {size!r}")
+    if size is not None and size < 1:
+        raise ValueError("there is no conversation")
+    _require_conversation(source[0], "conversation 0", adapter)
 
 
 def _try_text(source: HoldsText, adapter: TeacherAdapter | None) -> None:

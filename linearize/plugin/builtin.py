@@ -63,6 +63,10 @@ def linearize_register(register: Register) -> None:
         config="linearize.data.hub_dataset:HubDatasetConfig", source="https://huggingface.co/docs/datasets",
         summary="a dataset of the Hugging Face hub or a folder of one, with images and conversations"))  # fmt: skip
     register(DataSpec(
+        name="mix", build="linearize.data.mix:MixSource", config="linearize.data.mix:MixConfig",
+        source="https://arxiv.org/abs/1910.10683",
+        summary="samples of several sources, each with its share"))  # fmt: skip
+    register(DataSpec(
         name="text", build="linearize.data.text.source:TextSource",
         config="linearize.data.text.config:TextConfig", source="https://arxiv.org/abs/2005.14165",
         summary="running text from files or a dataset, cut into rows of the teacher's tokens"))  # fmt: skip

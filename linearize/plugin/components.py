@@ -25,7 +25,7 @@ from linearize.plugin.config import Config
 from linearize.plugin.discovery import Plugins
 from linearize.plugin.guard import guarded, require_members
 from linearize.plugin.problems import DESCRIBED, Finding, find_problems
-from linearize.plugin.specs import MixerSpec, Spec, load_target
+from linearize.plugin.specs import DataSpec, MixerSpec, Spec, load_target
 
 PLUGINS = "plugins"
 COMPONENT_KEY = "x-component"
@@ -138,6 +138,10 @@ class ComponentOf:
 
 MixerComponent = Annotated[ResolvedComponent, ComponentOf(MixerSpec)]
 """A mixer as an option of another."""
+
+
+DataComponent = Annotated[ResolvedComponent, ComponentOf(DataSpec)]
+"""A data source as an option of another."""
 
 
 def named(type: str, **options: Any) -> Any:

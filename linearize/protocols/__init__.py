@@ -5,7 +5,15 @@ from __future__ import annotations
 from linearize.protocols.batch import TOKEN_IMAGE, TOKEN_PAD, TOKEN_TEXT, Batch
 from linearize.protocols.benchmark import Benchmark
 from linearize.protocols.conversation import IMAGE_MARK, Conversation, Turn
-from linearize.protocols.data import BadRecord, DataSource, FitsTeacher, LeavesOut, ShuffledSource
+from linearize.protocols.data import (
+    BadRecord,
+    DataSource,
+    FitsTeacher,
+    LeavesOut,
+    Mixes,
+    ShuffledSource,
+    sources_in,
+)
 from linearize.protocols.evaluator import Answer, AnsweredTask, EvaluatedStudent, Evaluator, Section
 from linearize.protocols.format import CheckpointFormat
 from linearize.protocols.layout import Layout
@@ -57,6 +65,7 @@ __all__ = [
     "LeavesOut",
     "MakesRandomModels",
     "Mixer",
+    "Mixes",
     "PublishedCheckpoint",
     "ReadsText",
     "RemarkingMixer",
@@ -77,4 +86,5 @@ __all__ = [
     "TextRow",
     "Turn",
     "sample_tokens",
+    "sources_in",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class BadRecord:
-    """Where a record that cannot be used stands, and what is wrong with it.
+    """Where a record that cannot be used, or not as it is, stands, and what is wrong with it.
 
     Attributes:
         source: the file or dataset.
@@ -21,6 +21,7 @@ class BadRecord:
         line: its first line in the file, from 1, or its row in the dataset, from 0.
         fault: the class of the fault, in a few words that are the same for every record with it.
         counts: whether it counts towards what the recipe puts up with.
+        left_out: whether another takes its place; else it is used, but not all of it.
     """
 
     source: str
@@ -29,6 +30,7 @@ class BadRecord:
     fault: str
     reason: str
     counts: bool = True
+    left_out: bool = True
 
 
 class DataSource(Protocol):
@@ -55,7 +57,7 @@ class LeavesOut(Protocol):
     """
 
     def bad_records(self) -> Sequence[BadRecord]:
-        """What was left out so far, in the order in which it was found."""
+        """What was left out or cut so far, in the order in which it was found; later ones are only added behind."""
         ...
 
 
@@ -70,6 +72,23 @@ class FitsTeacher(Protocol):
         """From now on leaves out what ``num_tokens`` raises DataError for, and what it finds longer than is wanted."""
         ...
 
-    def outline(self, index: int) -> Conversation:
+    def outline(self, index: int) -> Sample:
         """``self[index]`` with blank images of the right sizes; decodes none."""
         ...
+
+
+@runtime_checkable
+class Mixes(Protocol):
+    """What a data source offers besides, when it gives the samples of other sources."""
+
+    sources: Mapping[str, DataSource]
+    """By the names that people know them by."""
+
+
+def sources_in(source: DataSource) -> Iterator[DataSource]:
+    """The sources that a source mixes, whatever those mix in turn; itself where it mixes none."""
+    if isinstance(source, Mixes):
+        for inner in source.sources.values():
+            yield from sources_in(inner)
+    else:
+        yield source

@@ -155,6 +155,12 @@ class Stage(Config):
         le=1,
         description="largest share of a row that may be padding; rows of other lengths form a batch of their own",
     )
+    pad_to_multiple: int | None = Field(
+        default=None,
+        gt=0,
+        description="rows are padded to a multiple of this many tokens, so that kernels and compiled graphs meet few "
+        "lengths; absent: to the longest row of the batch",
+    )
     lr: float = Field(gt=0, description="peak learning rate")
     lr_schedule: LrSchedule = LrSchedule()
     optimizer: Optimizer = Optimizer()

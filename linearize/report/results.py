@@ -25,7 +25,10 @@ def build_results(run: RunRecord) -> dict[str, Any]:
         "evaluators": evaluators,
         BRANCHES: evaluators[BRANCHES]["results"] if BRANCHES in evaluators else None,
         "stages": [dict(stage.done) for stage in run.stages if stage.done is not None],
-        "bad_records": dict(Counter(record["fault"] for record in run.bad_records).most_common()),
+        "bad_records": dict(
+            Counter(record["fault"] for record in run.bad_records if record.get("left_out", True)).most_common()
+        ),
+        "cut_records": sum(not record.get("left_out", True) for record in run.bad_records),
         "environment": dict(run.environment),
         **({"changes": [dict(change) for change in run.changes]} if run.changes else {}),
     }

@@ -134,12 +134,15 @@ def change_notes(results: Mapping[str, Any]) -> list[str]:
 
 
 def bad_records_note(results: Mapping[str, Any]) -> str:
-    """What of the training data the run left out, and where each record is named; "" where it left out none."""
-    faults = results.get("bad_records") or {}
-    if not faults:
-        return ""
-    kinds = ", ".join(f"{count} {fault}" for fault, count in faults.items())
-    return f"{counted(sum(faults.values()), 'record')} of the training data left out: {kinds}. See bad_records.jsonl."
+    """What of the training data the run left out or cut, and where each record is named; "" where it left out none."""
+    faults, num_cut = results.get("bad_records") or {}, results.get("cut_records") or 0
+    said = []
+    if faults:
+        kinds = ", ".join(f"{count} {fault}" for fault, count in faults.items())
+        said.append(f"{counted(sum(faults.values()), 'record')} of the training data left out: {kinds}")
+    if num_cut:
+        said.append(f"{counted(num_cut, 'record')} longer than data.max_tokens cut to it")
+    return f"{'; '.join(said)}. See bad_records.jsonl." if said else ""
 
 
 def mean_error(sites: Mapping[str, float] | None) -> float | None:

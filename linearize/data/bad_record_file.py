@@ -36,8 +36,16 @@ class BadRecordFile:
             OSError: the file cannot be written.
         """
         records = source.bad_records() if isinstance(source, LeavesOut) else ()
-        new = [one for one in records[self._num_followed :] if (one.source, one.line) not in self._known]
-        self._num_followed = len(records)
+        new, self._num_followed = records[self._num_followed :], len(records)
+        self.note(new)
+
+    def note(self, records: Sequence[BadRecord]) -> None:
+        """Writes records, but for those that the file has.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        new = [one for one in records if (one.source, one.line) not in self._known]
         if not new:
             return
         self._known.update((one.source, one.line) for one in new)

@@ -100,6 +100,20 @@ class BadRecords:
                 (self.name, line), BadRecord(self.name, self.unit, line, CUT, reason, counts=False, left_out=False)
             )
 
+    def take_over(self, records: Iterable[BadRecord]) -> None:
+        """Adds records that a copy of this account has, once.
+
+        Raises:
+            DataError: more are bad than the limit.
+        """
+        with self._lock:
+            for record in records:
+                place = record.source, record.line
+                if place not in self._by_place:
+                    self._by_place[place] = record
+                    self._num_counting += record.counts
+        self.check_limit()
+
     def first_good(
         self, index: int, size: int, line_of: Callable[[int], int], read: Callable[[int], T], *, none_left: str
     ) -> T:

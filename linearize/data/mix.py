@@ -8,7 +8,7 @@ nothing has to be kept to resume.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Self
 
 import numpy as np
@@ -18,7 +18,16 @@ from pydantic import Field, model_validator
 from linearize.data.stream import SampleStream, permutation
 from linearize.plugin.components import DataComponent
 from linearize.plugin.config import Config
-from linearize.protocols import BadRecord, Conversation, DataSource, FitsTeacher, LeavesOut, Sample, TellsContents
+from linearize.protocols import (
+    BadRecord,
+    Conversation,
+    DataSource,
+    FitsTeacher,
+    LeavesOut,
+    Sample,
+    SharesAccount,
+    TellsContents,
+)
 from linearize.wording import counted, percent
 
 BLOCK = 1024
@@ -128,6 +137,12 @@ class MixSource:
                 self._bad += records[self._num_followed[name] :]
                 self._num_followed[name] = len(records)
         return list(self._bad)
+
+    def take_over(self, records: Sequence[BadRecord]) -> None:
+        """Lets every source add what copies of it found."""
+        for source in self.sources.values():
+            if isinstance(source, SharesAccount):
+                source.take_over(records)
 
     def contents(self) -> str:
         """What each source holds, and its share."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -86,6 +86,14 @@ class RecordSource(ABC):
     def bad_records(self) -> list[BadRecord]:
         """The records left out or cut so far, in the order in which they were found."""
         return self._bad.records()
+
+    def take_over(self, records: Sequence[BadRecord]) -> None:
+        """Adds what copies of this source found.
+
+        Raises:
+            DataError: together, more are bad than ``max_bad``.
+        """
+        self._bad.take_over(record for record in records if record.source == self.name)
 
     def parse(self, value: object) -> Record:
         """The record that a stored value holds.

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from linearize.data.packing import fill_rows
 from linearize.data.stream import micro_batches
 from linearize.data.widths import widened
 from linearize.errors import DataError
-from linearize.protocols import Batch, Conversation, ReadsText, Sample, TeacherAdapter, TextRow, sample_tokens
+from linearize.protocols import (
+    Batch,
+    Conversation,
+    PacksSamples,
+    ReadsText,
+    Sample,
+    TeacherAdapter,
+    TextRow,
+    sample_tokens,
+)
 
 
 class SampleReader:
@@ -37,13 +47,22 @@ class SampleReader:
         return self.adapter.text_batch([row.ids for row in rows])
 
     def batches(
-        self, samples: Sequence[Sample], *, max_padding: float, max_tokens: int, multiple: int | None = None
+        self,
+        samples: Sequence[Sample],
+        *,
+        max_padding: float,
+        max_tokens: int,
+        multiple: int | None = None,
+        pack: int | None = None,
     ) -> list[Batch]:
         """One optimizer step's samples in batches of one kind and similar length.
 
         Args:
             multiple: rows are padded to a multiple of it, in tokens; None: to the longest of a batch.
+            pack: samples share rows of this many tokens, each a batch; the other limits are then not looked at.
         """
+        if pack is not None:
+            return self.packed(samples, pack)
 
         def width(sample: Sample) -> int:
             return -(-self.num_tokens(sample) // (multiple or 1)) * (multiple or 1)
@@ -55,3 +74,19 @@ class SampleReader:
         ]  # fmt: skip
         batches = [self.batch(group) for group in groups]
         return batches if multiple is None else [widened(batch, multiple) for batch in batches]
+
+    def packed(self, samples: Sequence[Sample], width: int) -> list[Batch]:
+        """The samples in rows of ``width`` tokens, each a batch; one that is longer as it is.
+
+        Raises:
+            DataError: the teacher's adapter does not pack.
+        """
+        adapter = self.adapter
+        if not isinstance(adapter, PacksSamples):
+            raise DataError(f"{type(adapter).__name__} packs no samples (linearize.protocols.PacksSamples)")
+        lengths = [self.num_tokens(sample) for sample in samples]
+        batches = []
+        for row in fill_rows(lengths, width):
+            alone = [self.batch([samples[number]]) for number in row]
+            batches.append(alone[0] if lengths[row[0]] > width else adapter.pack(alone, width))
+        return batches

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ from linearize.errors import RunError
 from linearize.files.json_file import write_sealed
 from linearize.files.names import fingerprint
 from linearize.plan.plan import StagePlan
-from linearize.protocols import Batch, Sample
+from linearize.protocols import TOKEN_PAD, Batch, Sample
 from linearize.student.convert import linearized_sites
 
 
@@ -48,6 +48,7 @@ class StageContext:
         draw: the sample of a number; numbers run on through all stages.
         reader: makes batches of samples, on the CPU.
         first_sample: number of the stage's first sample.
+        in_workers: has steps prepared by other processes; None: a thread does it.
         key: hash of all that determines this stage's result.
         checkpoint_every, log_every: in optimizer steps.
     """
@@ -64,6 +65,9 @@ class StageContext:
     checkpoint_every: int
     log_every: int
     listener: StageListener
+    in_workers: (
+        Callable[[Callable[[int], list[Batch]], range], AbstractContextManager[Iterator[list[Batch]]]] | None
+    ) = None
 
 
 def mixer_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -107,7 +111,7 @@ def run_stage(context: StageContext) -> dict[str, Any]:
     progress = _resume(context, optimizer)
     log = StageLog(context.folder, progress, writes=context.accelerator.is_main_process)
     watch = FiniteWatch(trained)
-    with prefetch(_steps(context, progress.step), depth=2) as steps, training_mode(context.model, context.plan):
+    with _steps(context, progress.step) as steps, training_mode(context.model, context.plan):
         for batches in steps:
             # What a mixer draws while it trains depends on the step alone, so a resumed run draws it again.
             torch.manual_seed(int(fingerprint([context.key, progress.step, context.accelerator.process_index]), 16))
@@ -180,20 +184,28 @@ def _resume(context: StageContext, optimizer: StageOptimizer) -> Progress:
     return Progress(**checkpoint.progress)
 
 
-def _steps(context: StageContext, first_step: int) -> Iterator[list[Batch]]:
-    """This process's share of every optimizer step from ``first_step`` on, in batches of rows of similar length."""
+def _steps(context: StageContext, first_step: int) -> AbstractContextManager[Iterator[list[Batch]]]:
+    """This process's share of every optimizer step from ``first_step`` on, prepared ahead by whoever does it."""
     stage = context.plan.stage
     rank, world = context.accelerator.process_index, context.accelerator.num_processes
-    for step in range(first_step, stage.steps):
+
+    def prepare(step: int) -> list[Batch]:
         start = context.first_sample + step * stage.batch_size
-        yield _batches(context, range(start + rank, start + stage.batch_size, world))
+        return _batches(context, range(start + rank, start + stage.batch_size, world))
+
+    steps = range(first_step, stage.steps)
+    return context.in_workers(prepare, steps) if context.in_workers else prefetch(map(prepare, steps), depth=2)
 
 
 def _batches(context: StageContext, samples: Sequence[int]) -> list[Batch]:
     stage = context.plan.stage
     drawn = [context.draw(sample) for sample in samples]
     return context.reader.batches(
-        drawn, max_padding=stage.max_padding, max_tokens=stage.max_tokens, multiple=stage.pad_to_multiple
+        drawn,
+        max_padding=stage.max_padding,
+        max_tokens=stage.max_tokens,
+        multiple=stage.pad_to_multiple,
+        pack=stage.pack,
     )
 
 
@@ -202,7 +214,7 @@ def _gradients(
 ) -> tuple[Measured, int]:
     """Gradients of one optimizer step, the mean over all batches of all processes; returns measurements and tokens."""
     accelerator = context.accelerator
-    own_tokens = sum(int(batch.inputs["attention_mask"].sum()) for batch in batches)
+    own_tokens = sum(int((batch.token_kind_BT != TOKEN_PAD).sum()) for batch in batches)
     weight, tokens = _sum_over_processes(accelerator, sum(map(context.objective.weight, batches)), own_tokens)
     step = Measured()
     for batch in batches:

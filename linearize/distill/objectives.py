@@ -67,13 +67,15 @@ class LayerMse:
         """One pass of the teacher; loss and backward at every site."""
         num_counted = self._counted(batch).sum()  # stays on its device: a step does not wait for a number
         measured = Measured()
+        # In a packed row pads are a document like any other to the model.
+        pads_BT = None if batch.segments_BT is None else batch.token_kind_BT == TOKEN_PAD
         projections = {slot.site.index: slot.o_proj for slot in linearized_sites(model)}
 
         def at_site(capture: SiteCapture, mixer: nn.Module) -> None:
             project = projections[capture.site.index] if self.config.space == "output" else nn.Identity()
             share = 1 / len(sites) if self.config.reduction == "mean" else 1.0
             with torch.enable_grad():  # the teacher around it runs without
-                loss, error = self._site_loss(capture, mixer, project, num_counted)
+                loss, error = self._site_loss(capture, mixer, project, num_counted, pads_BT)
                 scaled = loss * (self.config.scale * share / total_weight)
                 scaled.backward()
             measured.loss = measured.loss + scaled.detach()
@@ -89,10 +91,16 @@ class LayerMse:
         return batch.token_kind_BT != TOKEN_PAD
 
     def _site_loss(
-        self, capture: SiteCapture, mixer: nn.Module, project: nn.Module, num_counted: Tensor
+        self,
+        capture: SiteCapture,
+        mixer: nn.Module,
+        project: nn.Module,
+        num_counted: Tensor,
+        pads_BT: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The site's loss, which counts as ``num_counted`` tokens also where a tower runs over patches, not tokens."""
-        valid_BT = None if self.config.tokens == "all" else capture.valid_BT
+        valid_BT = capture.valid_BT if pads_BT is None else ~pads_BT
+        valid_BT = None if self.config.tokens == "all" else valid_BT
         y_BTNV, _ = mixer(capture.x_BTD, valid_BT=valid_BT, position=capture.position, segments_BT=capture.segments_BT)
         counted_BT = every_token(capture.x_BTD) if valid_BT is None else valid_BT
         prediction_PX = project(y_BTNV.flatten(2)[counted_BT])
@@ -114,7 +122,7 @@ class LogitKl:
 
     def weight(self, batch: Batch) -> int:
         """Predictions that count, or conversations when the loss is normalised by batch."""
-        return batch.loss_mask_BT.shape[0] if self.config.normalize == "batch" else int(self._predicting(batch).sum())
+        return batch.num_samples if self.config.normalize == "batch" else int(self._predicting(batch).sum())
 
     def backward(self, model: nn.Module, batch: Batch, sites: Collection[int], total_weight: float) -> Measured:
         """One pass of the teacher without grad, one of the student, and the chunked KL between them.
@@ -146,9 +154,12 @@ class LogitKl:
         """Final hidden states, and where they are compared those of all layers."""
         if not self.config.hidden_weight:
             return final_hidden(model, batch), []
+        valid_BT = batch.token_kind_BT != TOKEN_PAD
         with site_inputs(model) as states:
             final = final_hidden(model, batch)
-        return final, [*states, HiddenState(final.x_BTD, batch.token_kind_BT != TOKEN_PAD)]
+        if batch.segments_BT is not None:  # pads are a document like any other to the model
+            states = [HiddenState(state.x_BTD, valid_BT) for state in states]
+        return final, [*states, HiddenState(final.x_BTD, valid_BT)]
 
     def _predicting(self, batch: Batch) -> Tensor:
         """[B, T], True where the logits of a position count: those that predict a token which counts."""
@@ -162,4 +173,6 @@ class LogitKl:
         }[self.config.tokens]
         predicting_BT = torch.zeros_like(wanted_BT)
         predicting_BT[:, :-1] = wanted_BT[:, 1:] & (kind_BT[:, :-1] != TOKEN_PAD)
+        if batch.segments_BT is not None:  # the last token of a sample predicts nothing of the next
+            predicting_BT[:, :-1] &= batch.segments_BT[:, 1:] == batch.segments_BT[:, :-1]
         return predicting_BT

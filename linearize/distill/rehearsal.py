@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
+from linearize.distill.logits import final_hidden
 from linearize.distill.loop import free_parameters, training_mode
 from linearize.distill.objectives import Objective
 from linearize.errors import LinearizeError, RunError
 from linearize.plan.plan import StagePlan
 from linearize.protocols import Batch, Conversation, Sample
+from linearize.student.convert import teacher_route
 
 MOST_LOOKED_AT = 16
 """Samples of the first step among which the batch is chosen."""
 
 
-def choose_samples(draw: Callable[[int], Sample], num_tokens: Callable[[Sample], int], batch_size: int) -> list[Sample]:
-    """The longest of the first step's samples, and the longest conversation with images where that one has none.
+def choose_samples(first: Sequence[Sample], num_tokens: Callable[[Sample], int]) -> list[Sample]:
+    """The longest of some samples, and the longest conversation with images where that one has none.
 
-    Where both kinds of samples are among them, one of a conversation with images is all.
+    Where there are conversations among them, rows of text are passed by: a batch holds one kind.
     """
-    first = [draw(sample) for sample in range(min(batch_size, MOST_LOOKED_AT))]
     longest = sorted(first, key=num_tokens, reverse=True)
     conversations = [one for one in longest if isinstance(one, Conversation)]
     if not conversations:
@@ -33,15 +35,41 @@ def choose_samples(draw: Callable[[int], Sample], num_tokens: Callable[[Sample],
     return [chosen] if chosen.images else [chosen, *with_images[:1]]
 
 
-def rehearse(
-    model: nn.Module, accelerator: Accelerator, stages: Sequence[tuple[StagePlan, Objective]], batch: Batch
-) -> None:
+@torch.no_grad()
+def prove_packing(model: nn.Module, alone: Sequence[Batch], packed: Batch) -> None:
+    """Passes a model that gives in a packed row what it gives of each sample alone, as teacher and as student.
+
+    Args:
+        alone: one sample each, in the order of the row.
+        packed: the same samples in one row, on the same device.
+
+    Raises:
+        RunError: the final hidden states differ by more than rounding; names the sample.
+    """
+    for route, name in ((teacher_route(model), "teacher"), (contextlib.nullcontext(), "student")):
+        with route:
+            row_TD = final_hidden(model, packed).x_BTD[0].float()
+            for number, batch in enumerate(alone):
+                own_TD = final_hidden(model, batch).x_BTD
+                tolerance = torch.finfo(own_TD.dtype).eps ** 0.5
+                own_TD = own_TD[0].float()
+                shared_TD, row_TD = row_TD[: len(own_TD)], row_TD[len(own_TD) :]
+                off = float((shared_TD - own_TD).norm() / own_TD.norm().clamp_min(1e-12))
+                if not off <= tolerance:
+                    raise RunError(
+                        f"samples cannot share a row of this model's input: as {name} it gives other hidden states "
+                        f"for sample {number + 1} of {len(alone)} in a row than alone (off by {off:.1e} of their size, "
+                        f"rounding is below {tolerance:.1e}). Nothing was trained; leave pack out of the stages"
+                    )
+
+
+def rehearse(model: nn.Module, accelerator: Accelerator, stages: Sequence[tuple[StagePlan, Objective, Batch]]) -> None:
     """One forward and backward of each stage's objective, whose gradients are thrown away.
 
     Parameters, random state and what requires gradients are afterwards as they were.
 
     Args:
-        batch: on the accelerator's device.
+        stages: each with a batch as it will get them, on the accelerator's device.
 
     Raises:
         RunError: an objective fails on this model, or gives none of the stage's parameters a gradient; names the stage
@@ -51,7 +79,7 @@ def rehearse(
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices):
-            for planned, objective in stages:
+            for planned, objective, batch in stages:
                 _rehearse_stage(model, accelerator, planned, objective, batch)
     finally:
         for name, parameter in model.named_parameters():

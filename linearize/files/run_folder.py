@@ -32,6 +32,10 @@ CHANGES_AT_WORK = ("lr", "lr_schedule", "clip")
 """Keys of a stage that may change while it is at work: they read no sample and shape no tensor."""
 
 
+CHANGES_ANY_TIME = ("workers",)
+"""Keys of `run` that may change whenever it is: no result depends on them."""
+
+
 class ResolvedRecipe(Protocol):
     """A recipe with every default written out."""
 
@@ -121,8 +125,9 @@ class RunFolder:
     def claim(self, recipe: ResolvedRecipe) -> list[str]:
         """Writes the resolved recipe, or makes sure that the run can go on under it; returns what changed.
 
-        Learning rate and clipping of a stage at work may change, and all of a stage that has not begun: what is
-        finished was made as the recipe says. A change of the first kind is kept in ``changes``, with its step.
+        Learning rate and clipping of a stage at work may change, all of a stage that has not begun, and how many
+        workers there are: what is finished was made as the recipe says. A change of the first kind is kept in
+        ``changes``, with its step.
 
         Raises:
             RunError: the folder holds a run of another recipe, and shows every difference; or a comparison.
@@ -175,7 +180,9 @@ class RunFolder:
     def _changed_at_work(self, before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]] | None:
         """The stages at work that a changed recipe changes, each with its step; None where it changes anything else."""
         old, new = before.get("stages", []), after.get("stages", [])
-        if {**before, "stages": []} != {**after, "stages": []} or list(map(entry_name, old)) != [*map(entry_name, new)]:
+        if _apart_from_stages(before) != _apart_from_stages(after) or list(map(entry_name, old)) != [
+            *map(entry_name, new)
+        ]:
             return None
         at_work = []
         for number, (was, now) in enumerate(zip(old, new, strict=True)):
@@ -267,3 +274,9 @@ def differences(before: Any, after: Any, path: str = "") -> Iterator[str]:
 
 def _shown(value: Any) -> str:
     return "absent" if value is None else repr(value)
+
+
+def _apart_from_stages(recipe: dict[str, Any]) -> dict[str, Any]:
+    """All of a recipe that has to stay as it is."""
+    run = {key: value for key, value in recipe.get("run", {}).items() if key not in CHANGES_ANY_TIME}
+    return {**recipe, "run": run, "stages": []}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,13 @@ from accelerate import Accelerator
 from torch import nn
 
 from linearize.data.bad_record_file import BadRecordFile
+from linearize.data.packing import fill_rows
 from linearize.data.samples import SampleReader
 from linearize.data.stream import SampleStream
+from linearize.data.workers import is_worker, prepared_by_workers
 from linearize.distill.checkpoint import read_latest
 from linearize.distill.loop import SUMMARY_KEYS, StageContext, load_mixer_tensors, run_stage
-from linearize.distill.rehearsal import choose_samples, rehearse
+from linearize.distill.rehearsal import MOST_LOOKED_AT, choose_samples, prove_packing, rehearse
 from linearize.distill.seeding import hash_weights, seed_student, summarise
 from linearize.errors import RunError
 from linearize.evaluate.runner import SharedAnswers, evaluate
@@ -31,7 +34,7 @@ from linearize.pipeline.processes import processes, wait_for_first_process
 from linearize.plan.plan import Plan, StagePlan
 from linearize.plugin.components import ResolvedComponent
 from linearize.proof.teacher import prove_teacher
-from linearize.protocols import Batch, DataSource, Sample, TeacherAdapter
+from linearize.protocols import BadRecord, Batch, DataSource, Sample, SharesAccount, TeacherAdapter
 from linearize.recipe.load import LoadedRecipe
 from linearize.recipe.model import Component
 from linearize.report.page import write_report
@@ -87,19 +90,23 @@ def run_pipeline(
         model = load_teacher_model(recipe, adapter, accelerator.device)
         if accelerator.is_main_process:
             teacher = _same_teacher(folder, model)
-        batch = None
+        samples: list[Sample] = []
+        reader = SampleReader(adapter)
         stages = plan.stages_with_steps()
         if not stages or _summary(folder.stage(max(stages), stages[max(stages)].stage.name)) is None:
-            batch = _first_batch(recipe, adapter, source, plan).to(accelerator.device)
+            samples = _first_samples(recipe, source, plan)
+            batch = reader.batch(choose_samples(samples, reader.num_tokens)).to(accelerator.device)
             with_mixer = plan.mixers_by_site()
             prove_teacher(model, adapter, [site for site in plan.sites if site.index in with_mixer], batch)
         reports = seed_student(model, adapter, recipe, plan, accelerator.device)
         if accelerator.is_main_process:
             write_json(folder.seeding, {"teacher_sha256": teacher, **summarise(reports)})
         display.plan(recipe, plan, model, accelerator.device)
-        if batch is not None:
+        if samples:
             objectives = [recipe.components[f"stages.{number}.objective"].build() for number in stages]
-            rehearse(model, accelerator, list(zip(stages.values(), objectives, strict=True)), batch)
+            packed = _prove_packing(model, reader, samples, {planned.stage.pack for planned in stages.values()})
+            batches = [packed.get(planned.stage.pack, batch) for planned in stages.values()]
+            rehearse(model, accelerator, list(zip(stages.values(), objectives, batches, strict=True)))
         key = _run_stages(recipe, adapter, source, plan, folder, display, accelerator, model)
         if accelerator.is_main_process:
             _cast_mixers(recipe, model)
@@ -163,8 +170,17 @@ def _run_stages(
 
     def draw(number: int) -> Sample:
         sample = stream[number]
-        left_out.follow(source)
+        if not is_worker():  # which hands over what it leaves out
+            left_out.follow(source)
         return sample
+
+    def found(records: Sequence[BadRecord]) -> None:
+        left_out.note(records)
+        if isinstance(source, SharesAccount):
+            source.take_over(records)
+
+    workers = recipe.recipe.run.workers
+    in_workers = functools.partial(prepared_by_workers, num_workers=workers, source=source, found=found)
 
     key = _first_key(recipe)
     first_sample = 0
@@ -187,6 +203,7 @@ def _run_stages(
                 checkpoint_every=recipe.recipe.run.checkpoint_every,
                 log_every=recipe.recipe.run.log_every,
                 listener=display,
+                in_workers=in_workers if workers else None,
             )
             summary = run_stage(context)
         display.stage_finished(number, summary)
@@ -194,10 +211,25 @@ def _run_stages(
     return key
 
 
-def _first_batch(recipe: LoadedRecipe, adapter: TeacherAdapter, source: DataSource, plan: Plan) -> Batch:
-    """A sample or two of the first step, on which the run is tried out."""
-    reader, draw = SampleReader(adapter), _stream(recipe, source).__getitem__
-    return reader.batch(choose_samples(draw, reader.num_tokens, plan.stages[0].stage.batch_size))
+def _first_samples(recipe: LoadedRecipe, source: DataSource, plan: Plan) -> list[Sample]:
+    """Some samples of the first step, on which the run is tried out."""
+    return _stream(recipe, source).take(0, min(plan.stages[0].stage.batch_size, MOST_LOOKED_AT))
+
+
+def _prove_packing(
+    model: nn.Module, reader: SampleReader, samples: Sequence[Sample], widths: Set[int | None]
+) -> dict[int | None, Batch]:
+    """Holds a packed row of each width against its samples alone; gives the rows, of those that several samples fit."""
+    device = next(model.parameters()).device
+    rows: dict[int | None, Batch] = {}
+    for width in (width for width in widths if width is not None):
+        lengths = [reader.num_tokens(sample) for sample in samples]
+        row = max(fill_rows(lengths, width), key=len)
+        if len(row) > 1:
+            chosen = [samples[number] for number in row]
+            [rows[width]] = (batch.to(device) for batch in reader.packed(chosen, width))
+            prove_packing(model, [reader.batch([one]).to(device) for one in chosen], rows[width])
+    return rows
 
 
 def _stream(recipe: LoadedRecipe, source: DataSource) -> SampleStream:

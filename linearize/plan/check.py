@@ -13,7 +13,7 @@ from linearize.plan.plan import CheckedRecipe, Plan, StagePlan
 from linearize.plan.roles import asked_roles, check_roles_of_stand_in, select_parameters
 from linearize.plan.trials import try_benchmark, try_data
 from linearize.plugin.discovery import Plugins
-from linearize.protocols import AttentionSite, FitsTeacher, Layout, TeacherAdapter
+from linearize.protocols import AttentionSite, FitsTeacher, Layout, PacksSamples, TeacherAdapter
 from linearize.recipe.load import MIXER, Draft, draft_recipe, finish_draft, site_mixer_path
 from linearize.recipe.model import RunTable
 from linearize.recipe.site_ranges import site_ranges
@@ -61,12 +61,33 @@ def check_draft(draft: Draft) -> CheckedRecipe:
         built = _build(draft, path)
         if path.startswith("evaluate.benchmarks."):
             try_benchmark(draft, path, built, adapter)
+    if adapter is not None:
+        _check_packing(draft, adapter)
     recipe = finish_draft(draft)
     assert adapter is not None
     assert linear is not None
     assert mixers is not None
     plan = Plan(tuple(sites), linear, mixers, tuple(stages), caveats)
     return CheckedRecipe(recipe, adapter, source, plan)
+
+
+def _check_packing(draft: Draft, adapter: TeacherAdapter) -> None:
+    """Tells the stages whose samples are to share rows that the teacher cannot read so."""
+    for number, stage in draft.stages.items():
+        if stage.pack is None or not stage.steps:
+            continue
+        obstacle = "its adapter does not say how (linearize.protocols.PacksSamples)"
+        if isinstance(adapter, PacksSamples):
+            with draft.telling("teacher"):
+                obstacle = adapter.packing_obstacle()
+        if obstacle:
+            draft.tell(
+                f"stages.{number}.pack",
+                f"samples cannot share a row of this teacher's input: {obstacle}; leave pack out, and set "
+                "pad_to_multiple for few lengths",
+                stage.pack,
+                "no_packing",
+            )
 
 
 def caveats_of(adapter: TeacherAdapter) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from linearize.protocols.data import (
     FitsTeacher,
     LeavesOut,
     Mixes,
+    SharesAccount,
     ShuffledSource,
     sources_in,
 )
@@ -32,6 +33,7 @@ from linearize.protocols.seeder import Seeder, SeedReport
 from linearize.protocols.site import AttentionSite, AttentionWeights, SiteNorm
 from linearize.protocols.teacher import (
     MakesRandomModels,
+    PacksSamples,
     PublishedCheckpoint,
     TeacherAdapter,
     TellsCaveats,
@@ -66,6 +68,7 @@ __all__ = [
     "MakesRandomModels",
     "Mixer",
     "Mixes",
+    "PacksSamples",
     "PublishedCheckpoint",
     "ReadsText",
     "RemarkingMixer",
@@ -76,6 +79,7 @@ __all__ = [
     "SeedReport",
     "SeedStyle",
     "Seeder",
+    "SharesAccount",
     "ShuffledSource",
     "SiteNorm",
     "State",

@@ -62,6 +62,19 @@ class LeavesOut(Protocol):
 
 
 @runtime_checkable
+class SharesAccount(Protocol):
+    """What a data source that leaves records out offers besides, when copies of it read in other processes."""
+
+    def take_over(self, records: Sequence[BadRecord]) -> None:
+        """Adds what copies found to the source's own account; those of other files and datasets are passed by.
+
+        Raises:
+            DataError: together, more are bad than the recipe puts up with.
+        """
+        ...
+
+
+@runtime_checkable
 class FitsTeacher(Protocol):
     """What a data source offers besides, when it leaves out conversations that its teacher cannot take.
 

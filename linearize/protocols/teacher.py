@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +43,22 @@ class TeacherAdapter(Protocol):
 
     def decode(self, ids_BT: Tensor) -> list[str]:
         """The text of generated ids, special tokens stripped."""
+        ...
+
+
+@runtime_checkable
+class PacksSamples(Protocol):
+    """What a teacher adapter offers besides, when several samples may share a row of its model's input."""
+
+    def packing_obstacle(self) -> str:
+        """Why they cannot; "" where they can. From the configuration alone."""
+        ...
+
+    def pack(self, batches: Sequence[Batch], width: int) -> Batch:
+        """Batches of one sample each as one row of ``width`` tokens, in which no token sees another sample's.
+
+        ``linearize.data.packing.end_to_end`` does it for most models.
+        """
         ...
 
 

@@ -53,6 +53,12 @@ class RunTable(Config):
     )
     checkpoint_every: int = Field(default=100, gt=0, description="optimizer steps between two checkpoints")
     log_every: int = Field(default=10, gt=0, description="optimizer steps between two lines of metrics.jsonl")
+    workers: int = Field(
+        default=0,
+        ge=0,
+        description="processes that draw samples and make batches of them beside the one that trains; 0: a thread of "
+        "it does. Results are the same, so it may change while a run goes on",
+    )
     num_threads: int | None = Field(default=None, gt=0, description="CPU threads; absent: as many as torch chooses")
 
 
@@ -154,6 +160,12 @@ class Stage(Config):
         ge=0,
         le=1,
         description="largest share of a row that may be padding; rows of other lengths form a batch of their own",
+    )
+    pack: int | None = Field(
+        default=None,
+        ge=2,
+        description="samples share rows of this many tokens, one row a forward pass, and none sees another; a longer "
+        "sample has a row to itself. absent: each has a row of its own",
     )
     pad_to_multiple: int | None = Field(
         default=None,

@@ -161,6 +161,18 @@ class HovleAdapter:
 
         return make_text_batch(self._processor, rows)
 
+    def packing_obstacle(self) -> str:
+        """Why samples cannot share a row; "" where they can."""
+        if not self.config.embedding.shuffles_after_layers:
+            return ""
+        return "its embedding tower runs over patches of images and not over tokens (pixel_shuffle_loc = 'post')"
+
+    def pack(self, batches: Sequence[Batch], width: int) -> Batch:
+        """Batches of one sample each as one row; pixels follow each other as the samples do."""
+        from linearize.data.packing import end_to_end
+
+        return end_to_end(batches, width, pad_token_id=self._processor.tokenizer.pad_token_id)
+
     def decode(self, ids_BT: Tensor) -> list[str]:
         """The text of generated ids, special tokens stripped."""
         texts: list[str] = self._processor.tokenizer.batch_decode(ids_BT, skip_special_tokens=True)

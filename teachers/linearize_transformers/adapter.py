@@ -23,6 +23,7 @@ from linearize_transformers.facts import attention_weights, with_facts
 from linearize_transformers.loading import READ_STRICTLY, refuse_other_tensors, refuse_quantised
 from linearize_transformers.lora import merge_adapter
 from linearize_transformers.models import PROCESSOR_OPTIONS, auto_class, empty_model, has_processor, refuse_attention
+from linearize_transformers.packed import pack, packing_obstacle
 from linearize_transformers.prefix import PREFIX_MODELS, PrefixBatcher
 from linearize_transformers.prompt import Template
 from linearize_transformers.sites import FoundSite, find_sites
@@ -143,6 +144,14 @@ class TransformersAdapter:
     def text_batch(self, rows: Sequence[Sequence[int]]) -> Batch:
         """Rows of tokens, right-padded; the loss covers all of them."""
         return self._batcher.text_batch(rows)
+
+    def packing_obstacle(self) -> str:
+        """Why samples cannot share a row; "" where they can."""
+        return packing_obstacle(self.config, takes_images=self.reads_images)
+
+    def pack(self, batches: Sequence[Batch], width: int) -> Batch:
+        """Batches of one sample each as one row; positions with axes for images are the model's own."""
+        return pack(self._empty_model, batches, width, pad_token_id=self._tokenizer.pad_token_id)
 
     def decode(self, ids_BT: Tensor) -> list[str]:
         """The text of generated ids, special tokens stripped."""

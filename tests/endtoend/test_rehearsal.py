@@ -64,7 +64,7 @@ def test_a_rehearsal_leaves_everything_as_it_was(demo: Any, tmp_path: Path, monk
     seen: list[str] = []
     rehearse = rehearsal.rehearse
 
-    def watched(model: torch.nn.Module, accelerator: Accelerator, stages: Any, batch: Any) -> None:
+    def watched(model: torch.nn.Module, accelerator: Accelerator, stages: Any) -> None:
         def state() -> dict[str, Any]:
             tensors = dict(model.named_parameters()) | dict(model.named_buffers())
             return {
@@ -75,13 +75,13 @@ def test_a_rehearsal_leaves_everything_as_it_was(demo: Any, tmp_path: Path, monk
             }
 
         before = state()
-        rehearse(model, accelerator, stages, batch)
+        rehearse(model, accelerator, stages)
         after = state()
         assert before["flags"] == after["flags"]
         assert before["training"] == after["training"]
         assert torch.equal(before["random"], after["random"])
         assert all(torch.equal(before["tensors"][name], one) for name, one in after["tensors"].items())
-        seen.extend(planned.stage.name for planned, _ in stages)
+        seen.extend(planned.stage.name for planned, *_ in stages)
         raise RunError("enough")
 
     monkeypatch.setattr("linearize.pipeline.run.rehearse", watched)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from linearize.errors import CheckpointError
-from linearize.files.owned_folder import own_files, replace_folder
+from linearize.files.owned_folder import replace_folder
 from linearize.plugin.discovery import Plugins
 from linearize.student.card import model_card
 from linearize.student.class_factory import MODEL_TYPE_PREFIX
@@ -53,8 +53,6 @@ def save_student(
         ValueError: the model is not converted, a mixer was made without ``build_mixer``, or the model holds something
             that would not come back.
     """
-    folder = Path(folder).resolve()
-    own_files(folder, _files_without_a_list)  # a foreign folder is refused before anything is computed
     student = as_student(model, extra or {}, plugins)
 
     def write(partial: Path) -> None:
@@ -64,7 +62,7 @@ def save_student(
             write_processor_code(partial, type(processor))
         (partial / CARD).write_text(model_card(student), encoding="utf-8")
 
-    replace_folder(folder, write, _files_without_a_list)
+    replace_folder(Path(folder).resolve(), write, _files_without_a_list)
 
 
 def load_student(

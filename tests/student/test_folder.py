@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from linearize.errors import CheckpointError, PluginError
+from linearize.files import owned_folder
 from linearize.plugin.discovery import Plugins
 from linearize.plugin.specs import MixerSpec, TeacherSpec
 from linearize.protocols import AttentionSite, SiteNorm
@@ -190,6 +191,19 @@ def test_an_earlier_student_stays_until_the_new_one_is_whole(llama: Any, tmp_pat
     save_student(model, folder, extra={"changed": True})
     assert load_student(folder).config.linearize["extra"] == {"changed": True}
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
+def test_the_weights_of_an_earlier_student_are_read_once_to_see_that_they_are_ours(
+    llama: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, hashed = llama.convert(), []
+    save_student(model, tmp_path / "student")
+    file_sha256 = owned_folder.file_sha256
+    monkeypatch.setattr(owned_folder, "file_sha256", lambda path: hashed.append(path) or file_sha256(path))
+    save_student(model, tmp_path / "student")
+    earlier = [path.name for path in hashed if path.parent == tmp_path / "student"]
+    assert sorted(earlier) == sorted(set(earlier))
+    assert "model.safetensors" in earlier
 
 
 def test_a_folder_with_other_files_is_not_replaced(llama: Any, tmp_path: Path) -> None:

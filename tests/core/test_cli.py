@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +115,26 @@ def test_a_report_of_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> No
     code, _, err = invoke(["report", str(tmp_path / "nothing")])
     assert code == 1
     assert "there is no such run folder" in err
+
+
+def test_a_report_that_cannot_be_written_is_told_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a folder that somebody else mounted read-only."""
+    run = tmp_path / "runs" / "old"
+    shutil.copytree(checkout.FIXTURES / "run_folder" / "runs" / "old", run)
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr("linearize.files.whole_file.flush", refuse)
+    code, _, err = invoke(["report", str(run)])
+    assert code == 1
+    assert err.startswith(
+        f"cannot write {run / 'report' / 'results.json'}: [Errno {errno.EROFS}] Read-only file system"
+    )
+    assert "Make room or fix the permissions" in err
+    assert "Traceback" not in err
 
 
 def test_plugins_are_listed_for_people_and_for_programs() -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from checkout import EXAMPLES, environment, python
 from safetensors.torch import load_file
+from torch import distributed
 
 from linearize.errors import RunError
 from linearize.files.run_folder import RunFolder
-from linearize.pipeline.processes import LOOK_EVERY_S, wait_for_first_process
+from linearize.pipeline.processes import LOOK_EVERY_S, processes, wait_for_first_process
 
 pytestmark = pytest.mark.slow
 
@@ -74,3 +77,14 @@ def test_the_other_processes_wait_for_the_first_one_as_long_as_it_lives(tmp_path
 def test_the_other_processes_do_not_wait_for_a_first_one_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"the first process left .* before the run was finished"):
         wait_for_first_process(RunFolder(tmp_path))
+
+
+def test_the_process_group_is_destroyed_however_a_run_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("linearize.pipeline.processes.make_accelerator", lambda _: SimpleNamespace(num_processes=2))
+    for error in (None, KeyboardInterrupt()):
+        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+        with contextlib.suppress(KeyboardInterrupt), processes(None):  # type: ignore[arg-type]
+            assert distributed.is_initialized()
+            if error is not None:
+                raise error
+        assert not distributed.is_initialized()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -12,9 +13,10 @@ from typing import Any
 import pytest
 import tomli_w
 from checkout import environment
+from safetensors import SafetensorError
 
 from linearize.errors import RunError
-from linearize.files.run_folder import FORMAT, RunFolder, differences
+from linearize.files.run_folder import FORMAT, RunFolder, differences, disk_errors
 from linearize.plugin.discovery import Plugins
 from linearize.recipe.load import load_recipe
 
@@ -165,3 +167,29 @@ def test_differences_name_leaves_and_lists_of_other_lengths() -> None:
     assert list(differences(before, after)) == [
         "a.b: was 1, now 2", "a.c: was [1, 2], now [1]", "d: was 1, now absent", "e: was absent, now 1",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+    ids=["a full disk", "no permission", "a full disk, told by safetensors"],
+)
+def test_a_disk_that_takes_nothing_more_is_told_with_what_to_do(tmp_path: Path, error: Exception) -> None:
+    with (
+        pytest.raises(RunError, match=r"cannot go on writing to .* make room or fix the permissions and type the same"),
+        disk_errors(tmp_path),
+    ):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(errno.ENOENT, "No such file"), SafetensorError("header too large"), OSError("odd")]
+)
+def test_an_error_that_is_not_the_disks_stays_what_it_is(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, disk_errors(tmp_path):
+        raise error
+    assert caught.value is error

@@ -20,7 +20,12 @@ from transformers.masking_utils import create_masks_for_generate
 from linearize.student.ahead import ACCELERATORS, a_step_ahead
 from linearize.student.entrance import check_history
 from linearize.student.state import passed_cache
-from linearize.student.static_state import StaticStateLayer, linear_sites, make_states_static
+from linearize.student.static_state import (
+    StaticStateLayer,
+    is_all_linear,
+    make_states_static,
+    refuse_mixed_attentions,
+)
 
 RAW_IMAGES = frozenset(getattr(generation_utils, "MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL", ("pixel_values",)))
 """What a model takes with the first tokens of a prompt alone."""
@@ -116,12 +121,7 @@ class StatefulGeneration(GenerationMixin):
         )
 
     def _prepare_static_cache(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not (GOES_ON_IN_PIECES or is_all_linear(self) or len(_attention_types(self)) < 2):
-            raise ValueError(
-                "a cache of fixed size was asked for, and this student keeps attention in a model whose layers attend "
-                f"in several ways; under transformers {transformers.__version__} its answers may differ. Install "
-                "transformers 5.23 or newer, or use the default cache"
-            )
+        refuse_mixed_attentions(self)
         cache = super()._prepare_static_cache(*args, **kwargs)
         make_states_static(self, cache, self._previous_max_cache_length)
         return cache
@@ -199,16 +199,6 @@ def end_of_images(config: Any, ids_BT: Tensor, inputs: Mapping[str, Any]) -> int
         image_BT = torch.isin(ids_BT, torch.tensor(ids, device=ids_BT.device))
     at_T = image_BT.any(0).nonzero()
     return int(at_T[-1]) + 1 if len(at_T) else ids_BT.shape[1]
-
-
-def _attention_types(model: Any) -> set[str]:
-    return set(getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ())
-
-
-def is_all_linear(model: Any) -> bool:
-    """Whether a mixer runs in every slot of the model's cache, so that nothing in it grows."""
-    slots = {slot.site.cache_index for slot in linear_sites(model)}
-    return slots == set(range(model.config.get_text_config(decoder=True).num_hidden_layers))
 
 
 @functools.cache

@@ -13,12 +13,16 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, StaticCache
 from transformers.utils import is_torchdynamo_compiling
 
 from linearize.student.site import LinearizedAttention, linearized_sites
 from linearize.student.state import Progress, RecurrentStateLayer
+
+KEEPS_ATTENTIONS_APART = tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 23)
+"""Whether slots of fixed size are right beside states where a model's layers attend in several ways."""
 
 
 class StaticStateLayer(RecurrentStateLayer):
@@ -189,6 +193,27 @@ def linear_sites(model: nn.Module) -> list[LinearizedAttention]:
     return [slot for slot in linearized_sites(model) if slot.linear and not slot.runs_teacher]
 
 
+def is_all_linear(model: Any) -> bool:
+    """Whether a mixer runs in every slot of the model's cache, so that nothing in it grows."""
+    slots = {slot.site.cache_index for slot in linear_sites(model)}
+    return slots == set(range(model.config.get_text_config(decoder=True).num_hidden_layers))
+
+
+def refuse_mixed_attentions(model: Any) -> None:
+    """Fails where this release of transformers would answer otherwise with a cache of fixed size.
+
+    Raises:
+        ValueError: it is too old for a model that keeps attention and whose layers attend in several ways.
+    """
+    kinds = set(getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ())
+    if not (KEEPS_ATTENTIONS_APART or is_all_linear(model) or len(kinds) < 2):
+        raise ValueError(
+            "a cache of fixed size was asked for, and this student keeps attention in a model whose layers attend in "
+            f"several ways ({', '.join(sorted(kinds))}); under transformers {transformers.__version__} its answers may "
+            'differ. Install transformers 5.23 or newer, or leave cache_implementation="static" and static_cache() out'
+        )
+
+
 @torch.no_grad()
 def static_cache(model: Any, batch_size: int, max_length: int) -> Cache:
     """A cache of fixed size for a student, to be passed to it as its cache; a compiled step can write to it.
@@ -202,7 +227,8 @@ def static_cache(model: Any, batch_size: int, max_length: int) -> Cache:
         max_length: most tokens, prompt and answer together.
 
     Raises:
-        ValueError: the model has no linear site, or a size is not positive.
+        ValueError: the model has no linear site, a size is not positive, or this release of transformers cannot keep
+            what the model keeps of its attention.
     """
     sites = linear_sites(model)
     if not sites:
@@ -211,6 +237,7 @@ def static_cache(model: Any, batch_size: int, max_length: int) -> Cache:
         )
     if batch_size < 1 or max_length < 1:
         raise ValueError(f"batch_size = {batch_size} and max_length = {max_length}: both must be at least 1")
+    refuse_mixed_attentions(model)
     cache = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=max_length)
     make_states_static(model, cache, max_length)
     for site in sites:

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, StaticCache
 import linearize
 from linearize.plugin.discovery import Plugins
 from linearize.plugin.specs import MixerSpec
-from linearize.student import generation
+from linearize.student import generation, static_state
 from linearize.student.convert import convert, linearized_sites, release_teacher, set_linear
 from linearize.student.mixers import build_mixer
 from linearize.testing.graphs import Graphs, compiled_by
@@ -176,6 +176,31 @@ def test_a_linear_student_reads_a_prompt_with_no_mask_over_what_came_before(llam
         assert widths
         assert max(widths) == 4
         widths.clear()
+
+
+def test_a_release_that_mixes_up_attentions_of_several_kinds_is_refused_whoever_makes_the_cache(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(static_state, "KEEPS_ATTENTIONS_APART", False)
+    llama.model.config.sliding_window = 64
+    llama.model.config.layer_types = ["sliding_attention", "full_attention"] * 2
+    hybrid = llama.convert(llama.hybrid)
+    for make in (lambda: linearize.static_cache(hybrid, 2, 40), lambda: _generate(hybrid, llama.inputs, **FIXED)):
+        with pytest.raises(
+            ValueError, match=r"in several ways \(full_attention, sliding_attention\); under transformers"
+        ):
+            make()
+    hybrid.config.layer_types = ["full_attention"] * 4
+    linearize.static_cache(hybrid, 2, 40)
+
+
+def test_a_release_that_mixes_up_attentions_serves_students_that_keep_none(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(static_state, "KEEPS_ATTENTIONS_APART", False)
+    llama.model.config.sliding_window = 64
+    llama.model.config.layer_types = ["sliding_attention", "full_attention"] * 2
+    linearize.static_cache(llama.convert(), 2, 40)
 
 
 def test_sizes_that_no_cache_can_have_are_refused(llama: Any) -> None:

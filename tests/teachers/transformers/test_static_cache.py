@@ -9,7 +9,8 @@ from linearize_transformers.support import TURN_END, Family
 from test_families import generate, make_student
 
 from linearize.protocols import Batch
-from linearize.student.generation import GOES_ON_IN_PIECES, is_all_linear
+from linearize.student.generation import GOES_ON_IN_PIECES
+from linearize.student.static_state import KEEPS_ATTENTIONS_APART, is_all_linear
 from linearize.testing.graphs import Graphs, compiled_by
 
 
@@ -21,7 +22,7 @@ def test_a_cache_of_fixed_size_gives_the_same_tokens(adapter: TransformersAdapte
     if not is_all_linear(student.model) and not _teacher_can(adapter, batch, forbidden):
         pytest.skip("the teacher itself cannot decode with a cache of fixed size under this release of transformers")
     types = set(getattr(student.model.config.get_text_config(decoder=True), "layer_types", None) or ())
-    if not (GOES_ON_IN_PIECES or is_all_linear(student.model) or len(types) < 2):
+    if not (KEEPS_ATTENTIONS_APART or is_all_linear(student.model) or len(types) < 2):
         with pytest.raises(ValueError, match="whose layers attend in several ways"):
             generate(student.model, batch.inputs, forbidden, cache_implementation="static", do_sample=False)
         return

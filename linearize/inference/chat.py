@@ -155,10 +155,12 @@ class Chat:
 
 
 def cost(answer: Answer) -> str:
-    """ "14 tokens, 31.0 tokens/s; read 57 tokens in 0.2 s behind 301 that the state holds"."""
+    """ "14 tokens, 31.0 tokens/s; read 57 tokens in 210 ms behind 301 in the state"."""
     speed = answer.tokens_per_second
     written = counted(answer.num_tokens, "token") + ("" if speed is None else f", {speed:,.1f} tokens/s")
-    read = f"read {counted(answer.num_read, 'token')} in {duration(answer.read_seconds)}"
+    seconds = answer.read_seconds
+    time = f"{1000 * seconds:.0f} ms" if seconds < 1 else duration(seconds)
+    read = f"read {counted(answer.num_read, 'token')} in {time}"
     return f"{written}; {read}" + (f" behind {answer.num_kept:,} in the state" if answer.num_kept else "")
 
 

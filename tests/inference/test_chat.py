@@ -19,9 +19,9 @@ import pytest
 from rich.console import Console
 from talks import Talk
 
-from linearize.inference.chat import Chat
+from linearize.inference.chat import Chat, cost
 from linearize.inference.interrupt import first_ctrl_c_is_noted
-from linearize.inference.speaker import Sampling, Speaker
+from linearize.inference.speaker import Answer, Sampling, Speaker
 
 QUESTION = "read the text"
 
@@ -169,6 +169,20 @@ def test_what_moves_a_cursor_reaches_no_terminal(talk: Talk) -> None:
     said.chat.answers = Console(file=said.out, force_terminal=True, color_system=None)
     said.chat._tell("a\x1b[2Jb\rc\n")
     assert said.out.getvalue() == "a[2Jbc\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (Answer("x", 1, 57, 0, 2.04, 0.0), "1 token; read 57 tokens in 2.0 s"),
+        (
+            Answer("x", 11, 1, 1301, 0.0961, 0.5),
+            "11 tokens, 20.0 tokens/s; read 1 token in 96 ms behind 1,301 in the state",
+        ),
+    ],
+)
+def test_what_an_answer_cost(answer: Answer, told: str) -> None:
+    assert cost(answer) == told
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any
 
 from linearize.files.json_file import read_json
 from linearize.plan.table import byte_size
-from linearize.wording import ABSENT
+from linearize.wording import ABSENT, counted
 
 FOLDER = "bench"
 """Where a run folder keeps its bench."""
@@ -227,7 +227,7 @@ def how_measured(bench: Bench) -> str:
     rounds, new_tokens = bench.settings.get("rounds"), bench.settings.get("new_tokens")
     compared = " Faster: the teacher's time of a token over the model's." if _is_compared(bench) else ""
     return (
-        f"Times are medians of {rounds} rounds, ranges are over them. In a round every model answers once through "
+        f"Times are medians of {counted(int(rounds or 0), 'round')}, ranges are over them. In a round every model answers once through "
         f"generate(), greedily, with {new_tokens} tokens.{compared}"
     )
 

@@ -224,11 +224,11 @@ def machine(bench: Bench) -> str:
 
 def how_measured(bench: Bench) -> str:
     """Sentences on rounds, tokens and ranges."""
-    rounds, new_tokens = bench.settings.get("rounds"), bench.settings.get("new_tokens")
+    rounds, new_tokens = counted(int(bench.settings.get("rounds") or 0), "round"), bench.settings.get("new_tokens")
     compared = " Faster: the teacher's time of a token over the model's." if _is_compared(bench) else ""
     return (
-        f"Times are medians of {counted(int(rounds or 0), 'round')}, ranges are over them. In a round every model answers once through "
-        f"generate(), greedily, with {new_tokens} tokens.{compared}"
+        f"Times are medians of {rounds}, ranges are over them. In a round every model answers once through generate(), "
+        f"greedily, with {new_tokens} tokens.{compared}"
     )
 
 

@@ -246,7 +246,8 @@ class _Work:
         """Single rows: warms all cells up, then lets each answer in every round; gives none where time is up before."""
         for cell in cells:
             begin = time.monotonic()
-            self._answer(cell)
+            found = self._answer(cell, returns_cache=True)
+            cell.cache_bytes = found.cache_bytes if found is not None else None
             cell.warm_up_s = time.monotonic() - begin
             self._tell(cell)
             if self._time_is_up():
@@ -259,17 +260,17 @@ class _Work:
                 if found is not None:
                     cell.first_ms.append(found.first_ms)
                     cell.token_ms.append(found.token_ms)
-                    cell.cache_bytes = found.cache_bytes
         return list(cells)
 
-    def _answer(self, cell: SpeedCell) -> Answer | None:
+    def _answer(self, cell: SpeedCell, *, returns_cache: bool = False) -> Answer | None:
         model = self.models.get(cell.model)
         cell.failed = self.failures.get(cell.model, "")
         if model is None:
             return None
         peak = Peak(self.device)
+        way = self.options.way(cell.engine)
         found, cell.failed = self._tried(
-            lambda: answer(model, self.options.way(cell.engine), prompt_ids(model, cell.tokens))
+            lambda: answer(model, way, prompt_ids(model, cell.tokens), returns_cache=returns_cache)
         )
         used = peak.bytes(model)
         if used is not None and not cell.failed:

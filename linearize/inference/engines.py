@@ -25,7 +25,7 @@ def generation_config(engine: str, new_tokens: int, *, compiles: bool, prefill_c
         prefill_chunk: tokens of the prompt that are read at a time; 0: all.
     """
     config = GenerationConfig(
-        max_new_tokens=new_tokens, do_sample=False, pad_token_id=0, eos_token_id=None, return_dict_in_generate=True,
+        max_new_tokens=new_tokens, do_sample=False, pad_token_id=0, eos_token_id=None,
         cache_implementation="dynamic" if engine == EAGER else "static",
     )  # fmt: skip
     if prefill_chunk:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import statistics
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -52,11 +51,13 @@ class Way:
     compiles: bool = False
     prefill_chunk: int = 0
 
-    def config(self, model: Any) -> GenerationConfig:
-        """What is passed to ``generate()``."""
+    def config(self, model: Any, *, returns_cache: bool = False) -> GenerationConfig:
+        """What is passed to ``generate()``; an answer whose cache is returned may be decoded in another way."""
         # Of a model that attends everywhere, transformers compiles a prompt that it reads in pieces.
         chunk = self.prefill_chunk if linear_sites(model) else 0
-        return generation_config(self.engine, self.new_tokens, compiles=self.compiles, prefill_chunk=chunk)
+        config = generation_config(self.engine, self.new_tokens, compiles=self.compiles, prefill_chunk=chunk)
+        config.return_dict_in_generate = returns_cache
+        return config
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,8 @@ class Answer:
 
     Attributes:
         first_ms: milliseconds until the first token.
-        token_ms: median milliseconds of a further token of every row, the first ones left out.
-        cache_bytes: what the cache holds at the end: states, keys and values.
+        token_ms: mean milliseconds of a further token of every row, the first ones left out.
+        cache_bytes: what the cache holds at the end: states, keys and values; 0 where it was not returned.
     """
 
     first_ms: float
@@ -75,16 +76,23 @@ class Answer:
 
 
 class Clock(StoppingCriteria):
-    """Notes when each token is there; stops nothing."""
+    """Notes when three tokens of an answer are there: the first, the last that is not timed, the last. Stops nothing.
 
-    def __init__(self, device: torch.device) -> None:
+    It waits for the device at these alone: between them the device need not wait for Python, nor Python for the device.
+    """
+
+    def __init__(self, device: torch.device, new_tokens: int) -> None:
         self.device = device
+        self.waits_at = (1, 1 + UNTIMED, new_tokens)
+        self.num_tokens = 0
         self.seconds: list[float] = []
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         """False for every row."""
-        wait_for(self.device)
-        self.seconds.append(time.perf_counter())
+        self.num_tokens += 1
+        if self.num_tokens in self.waits_at:
+            wait_for(self.device)
+            self.seconds.append(time.perf_counter())
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
@@ -97,9 +105,10 @@ def prompt_ids(model: Any, num_tokens: int) -> Tensor:
     return ordinary[drawn_T][None].to(model.device)
 
 
-def answer(model: Any, way: Way, ids_BT: Tensor) -> Answer:
+def answer(model: Any, way: Way, ids_BT: Tensor, *, returns_cache: bool = False) -> Answer:
     """Reads prompts and decodes, by one call of ``generate()``."""
-    return _generate(model, way.config(model), way.new_tokens, input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT))
+    config, mask_BT = way.config(model, returns_cache=returns_cache), torch.ones_like(ids_BT)
+    return _generate(model, config, way.new_tokens, input_ids=ids_BT, attention_mask=mask_BT)
 
 
 def answer_in_rows(model: Any, way: Way, ids_1T: Tensor, rows: int) -> Answer:
@@ -107,7 +116,7 @@ def answer_in_rows(model: Any, way: Way, ids_1T: Tensor, rows: int) -> Answer:
 
     A batch that fits while it decodes may take minutes to read. ``first_ms`` is then that of a token behind the prompt.
     """
-    start = Way("eager", 1, prefill_chunk=way.prefill_chunk).config(model)
+    start = Way("eager", 1, prefill_chunk=way.prefill_chunk).config(model, returns_cache=True)
     read = model.generate(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T), generation_config=start)
     row = passed_cache(read)
     if row is None or not all(map(_can_be_copied, row.layers)):
@@ -210,15 +219,14 @@ def wait_for(device: torch.device) -> None:
 
 
 def _generate(model: Any, config: GenerationConfig, new_tokens: int, **inputs: Any) -> Answer:
-    clock = Clock(model.device)
+    clock = Clock(model.device, new_tokens)
     wait_for(model.device)
     begin = time.perf_counter()
     output = model.generate(**inputs, generation_config=config, stopping_criteria=StoppingCriteriaList([clock]))
-    assert len(clock.seconds) == new_tokens
-    steps = [1e3 * (after - before) for before, after in zip(clock.seconds, clock.seconds[1:], strict=False)]
-    return Answer(
-        1e3 * (clock.seconds[0] - begin), statistics.median(steps[UNTIMED:]), bytes_held(passed_cache(output))
-    )
+    first, start, end = clock.seconds
+    cache = passed_cache(output) if isinstance(output, Mapping) else None
+    token_ms = 1e3 * (end - start) / (new_tokens - 1 - UNTIMED)
+    return Answer(1e3 * (first - begin), token_ms, bytes_held(cache))
 
 
 def _can_be_copied(layer: Any) -> bool:

@@ -18,6 +18,7 @@ from linearize import api
 from linearize.errors import LinearizeError, RunError
 from linearize.files.run_folder import RunFolder
 from linearize.inference import bench as bench_module
+from linearize.inference import measure
 from linearize.inference.bench import BenchOptions, run_bench, unfinished
 from linearize.inference.engines import empty_cache
 from linearize.inference.measure import Answer, Way, answer, answer_in_rows, fill, prompt_ids
@@ -69,7 +70,7 @@ def test_a_cache_grows_with_the_prompt_and_a_state_does_not(measured: tuple[Path
 
 def test_what_is_finished_is_not_measured_again(measured: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, found = measured
-    monkeypatch.setattr(bench_module, "answer", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(bench_module, "answer", lambda *_, **__: pytest.fail("measured again"))
     again = api.bench([TEACHER, str(STUDENT)], SHORT, out=folder).bench
     assert again.cells == found.cells
     assert again.models == found.models
@@ -84,7 +85,7 @@ def fake_subjects(*names: str) -> list[Subject]:
 
 
 def fake_answers(monkeypatch: pytest.MonkeyPatch, order: list[str], out_of_memory: Sequence[str] = ()) -> None:
-    def answer(model: Any, way: Way, ids: str) -> Answer:
+    def answer(model: Any, way: Way, ids: str, returns_cache: bool) -> Answer:
         order.append(f"{way.engine}:{ids}")
         if f"{way.engine}:{ids}" in out_of_memory:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate\nmuch")
@@ -248,25 +249,44 @@ def model_of(target: str) -> Any:
 def test_rows_that_were_copied_go_on_as_rows_that_were_read(target: str, engine: str) -> None:
     model = model_of(target)
     ids_1T = prompt_ids(model, 7)
-    way = Way("eager", 1)
-    read = model.generate(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T), generation_config=way.config(model))
+    config = Way("eager", 1).config(model, returns_cache=True)
+    read = model.generate(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T), generation_config=config)
     cache, row = empty_cache(model, engine, 3, 20), passed_cache(read)
     fill(cache, row, 3)
     assert int(cache.get_seq_length()) == 7
-    config = Way(engine, 6).config(model)
+    config = Way(engine, 6).config(model, returns_cache=True)
     config.cache_implementation = None
     next_B1 = read.sequences[:, -1:].repeat(3, 1)
     name = "cache" if "cache" in read else "past_key_values"
     on = model.generate(
         input_ids=next_B1, attention_mask=torch.ones(3, 8, dtype=torch.long), generation_config=config, **{name: cache}
     )
-    config = Way("eager", 7).config(model)
+    config = Way("eager", 7).config(model, returns_cache=True)
     whole = model.generate(input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T), generation_config=config)
     assert on.sequences[:, 1:].tolist() == [whole.sequences[0, 8:].tolist()] * 3
-    counted = answer_in_rows(model, Way(engine, 6), ids_1T, 3)
-    alone = answer(model, Way(engine, 6), ids_1T)
-    # One token more is behind the prompt.
-    assert counted.cache_bytes == pytest.approx(3 * alone.cache_bytes, rel=0.1)
+    assert answer_in_rows(model, Way(engine, 6), ids_1T, 3).token_ms > 0
+
+
+def test_the_device_is_waited_for_at_three_tokens_of_an_answer_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, waits = model_of(TEACHER), []
+    monkeypatch.setattr(measure, "wait_for", lambda device: waits.append(device))
+    found = answer(model, Way("eager", 9), prompt_ids(model, 4))
+    assert len(waits) == 1 + 3  # before it begins; the first token, the last one that is not timed, and the last
+    assert found.cache_bytes == 0
+    assert answer(model, Way("eager", 9), prompt_ids(model, 4), returns_cache=True).cache_bytes > 0
+
+
+def test_a_token_takes_the_time_of_those_that_are_timed_over_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clockwork:
+        ticks = iter([0.0, 5.0, 6.0, 10.0])
+
+        def perf_counter(self) -> float:
+            return next(self.ticks)
+
+    model = model_of(TEACHER)
+    monkeypatch.setattr(measure, "time", Clockwork())
+    found = answer(model, Way("eager", 12), prompt_ids(model, 4))
+    assert (found.first_ms, found.token_ms) == (5000.0, 500.0)  # eight tokens behind the fourth
 
 
 def test_prompts_hold_no_token_that_stands_for_something_else() -> None:

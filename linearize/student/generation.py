@@ -32,6 +32,11 @@ RAW_IMAGES = frozenset(getattr(generation_utils, "MULTIMODAL_INPUTS_TO_DROP_OUTS
 GOES_ON_IN_PIECES = "mm_encoder_outputs" in RAW_IMAGES
 """Whether this release of transformers reads what is left of a prompt in pieces; others begin again at its first."""
 
+LONGEST_PIECE = 32_768
+"""Tokens of each row that a model without attention reads at a time where nobody says otherwise.
+
+What it needs to read a piece of a prompt grows with the piece; these are enough to keep a GPU busy."""
+
 _watching: ContextVar[RowsEnded | None] = ContextVar("rows_ended", default=None)
 """The criteria of the ``generate()`` that runs now."""
 
@@ -144,6 +149,20 @@ class StatefulGeneration(GenerationMixin):
         return own(**kwargs)
 
     def _prefill(self, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:
+        """Reads the prompt; a model whose sites are all linear reads a long one in pieces by itself."""
+        asked = generation_config.prefill_chunk_size
+        is_long = input_ids.shape[1] > LONGEST_PIECE and model_kwargs.get("inputs_embeds") is None
+        has_cache = passed_cache(model_kwargs) is not None
+        if asked is None and is_long and has_cache and GOES_ON_IN_PIECES and is_all_linear(self):
+            generation_config.prefill_chunk_size = LONGEST_PIECE
+        try:
+            return self._read_prompt(input_ids, generation_config, model_kwargs, **kwargs)
+        finally:
+            generation_config.prefill_chunk_size = asked
+
+    def _read_prompt(
+        self, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any], **kwargs: Any
+    ) -> Any:
         """Reads the prompt, in pieces where the configuration asks for it, and never compiled.
 
         transformers compiles a prompt that it reads in pieces, each length anew, and takes none with images; here the

@@ -82,12 +82,20 @@ def prepare(
             f"{student.folder} is a checkpoint of format '{published.name}', which does not say how its prompts are "
             "written; chat takes students that linearize saved"
         )
-    adapter = student.teacher(plugins).build()
-    prepared = Prepared(student, adapter, [], find_device(device), dtype, with_teacher, plugins)
-    if images and not prepared.reads_images:
+    component = student.teacher(plugins)
+    adapter = component.build()
+    try:
+        adapter.processor()  # what is missing for prompts is told now
+        prepared = Prepared(student, adapter, [], find_device(device), dtype, with_teacher, plugins)
+        reads_images = prepared.reads_images
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the student in {student.folder} was made of {component.title}, which writes its prompts, and whose files "
+            f"cannot be read: {error.text}"
+        ) from error
+    if images and not reads_images:
         raise DataError(f"images were given, but the student in {student.folder} is a text model; leave them out")
     prepared.images.extend(map(open_image, images))
-    adapter.processor()  # what is missing for prompts is told now
     return prepared
 
 

@@ -55,7 +55,7 @@ def test_images_for_a_text_model_are_told(talk: Talk, picture: Path, monkeypatch
 
 def test_a_student_whose_teacher_is_gone_is_told(tmp_path: Path) -> None:
     student = bare_student(tmp_path / "student", {"type": "hovle", "checkpoint": str(tmp_path / "gone")})
-    with pytest.raises(LinearizeError, match=r"there is no folder '.*gone'"):
+    with pytest.raises(LinearizeError, match=r"made of teacher 'hovle'.* cannot be read: there is no folder '.*gone'"):
         prepare(student)
 
 

@@ -6,11 +6,12 @@ Letters: B batch, T tokens, D model width, X vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache, GenerationConfig
 
 from linearize.distill.logits import final_hidden
 from linearize.protocols import AttentionSite, Batch
@@ -30,6 +31,73 @@ def check_cache_name(model: nn.Module) -> None:
         f"{type(model).__name__}.forward takes its cache as '{named[0]}'; with the installed transformers generate() "
         f"passes it as '{CACHE_NAME}': name it so, in the arguments and in the output"
     )
+
+
+def check_cache_slots(model: Any, sites: Sequence[AttentionSite]) -> None:
+    """Fails if generate() makes a slot of the cache that forgets tokens which the site's attention sees.
+
+    transformers makes slots by the configuration alone: a ``sliding_window`` without ``layer_types`` is every layer's.
+    """
+    __tracebackhide__ = True
+    config = model.config.get_text_config(decoder=True)
+    layers, kinds = DynamicCache(config=config).layers, getattr(config, "layer_types", None)
+    for site in sites:
+        if site.cache_index >= len(layers):
+            continue
+        kept = getattr(layers[site.cache_index], "sliding_window", None)
+        # Where attention is cut into chunks, a slot keeps one of them, and a site has no word for it.
+        if kept is None or (kinds and kinds[site.cache_index] == "chunked_attention"):
+            continue
+        reaches = site.window is not None and site.window <= kept
+        assert reaches, (
+            f"site {site.index} ({site.path}) has window = {site.window}, but its slot of the cache keeps the last "
+            f"{kept} tokens alone: generate() makes the slots by the configuration, which says sliding_window = "
+            f"{kept}{'' if kinds else ' and no layer_types, so it is the window of every layer'}. Give the "
+            'configuration layer_types, a list with "full_attention" or "sliding_attention" for each layer; or call '
+            "sliding_window otherwise there, and every slot keeps all tokens"
+        )
+
+
+def check_teacher_writes(model: Any, batch: Batch, options: Mapping[str, Any]) -> None:
+    """Fails unless the teacher itself, nothing converted, writes the same with a cache as without.
+
+    Args:
+        options: of a GenerationConfig.
+    """
+    __tracebackhide__ = True
+    alone = "the teacher itself, before anything is converted,"
+    whole = _written(
+        model,
+        batch,
+        options,
+        use_cache=False,
+        hint=f"{alone} fails in generate(). What forward does not name among its arguments generate() refuses to "
+        "pass, **kwargs or not: name there what batch() gives, such as pixel_values, the attention_mask, and the "
+        f"cache as '{CACHE_NAME}'",
+    )
+    masks = (
+        "A slot that keeps a window's tokens alone gives that many keys; a mask made of the attention_mask has a "
+        "column for every token. Make it by transformers.masking_utils, or keep all tokens in every slot: call "
+        "sliding_window otherwise in the configuration"
+    )
+    cached = _written(
+        model, batch, options, use_cache=True, hint=f"{alone} fails in generate() with a cache, not without. {masks}"
+    )
+    assert torch.equal(cached, whole), (
+        f"{alone} writes other tokens with a cache than without. Look at positions and masks of a call that follows "
+        f"another: left padding counts in the mask, not in the positions. {masks}"
+    )
+
+
+def _written(model: Any, batch: Batch, options: Mapping[str, Any], *, use_cache: bool, hint: str) -> Tensor:
+    __tracebackhide__ = True
+    try:
+        written: Tensor = model.generate(
+            **batch.inputs, generation_config=GenerationConfig(**options, use_cache=use_cache)
+        )
+    except Exception as error:  # whatever a stranger's model raises there
+        raise AssertionError(f"{hint}. It raised {type(error).__name__}: {error}") from error
+    return written
 
 
 @torch.no_grad()

@@ -44,10 +44,12 @@ from linearize.testing.batch_checks import check_answer, check_batches, check_pr
 from linearize.testing.model_checks import (
     assert_logits_near,
     check_cache_name,
+    check_cache_slots,
     check_logits,
     check_published,
     check_same_buffers,
     check_same_tensors,
+    check_teacher_writes,
 )
 from linearize.testing.numbers import assert_values_near
 from linearize.testing.site_checks import check_call, check_facts, check_module, check_rope, check_shapes, check_theta
@@ -282,10 +284,10 @@ class TeacherConformance:
         check_logits(load_frozen(adapter), self._full_batch(adapter), self.tolerance)
 
     def test_a_student_writes_with_a_cache_what_it_writes_without(self, adapter: TeacherAdapter) -> None:
-        """Every second site linear, left-padded prompts with and without images, greedily."""
+        """Every second site linear, left-padded prompts with and without images, greedily; the teacher before it."""
         model = load(adapter)
         check_cache_name(model)
-        self._convert(model, adapter.sites(), every=2)
+        check_cache_slots(model, adapter.sites())
         batch = adapter.batch(self._all_conversations(), for_generation=True)
         tokenizer = getattr(adapter.processor(), "tokenizer", adapter.processor())
         # An image's tokens mean an image, which a decoding step does not bring.
@@ -297,6 +299,8 @@ class TeacherConformance:
             "pad_token_id": tokenizer.pad_token_id,
             "suppress_tokens": sorted({*images, *tokenizer.all_special_ids}),
         }
+        check_teacher_writes(model, batch, options)
+        self._convert(model, adapter.sites(), every=2)
         cached, whole = (
             model.generate(**batch.inputs, generation_config=GenerationConfig(**options, use_cache=use_cache))
             for use_cache in (True, False)

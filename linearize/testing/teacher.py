@@ -217,7 +217,6 @@ class TeacherConformance:
         weights, attention = adapter.weights(model, site), model.get_submodule(site.path)
         check_call(call, site, caches=False)
         check_shapes(weights, site)
-        check_facts(weights, site)
         check_rope(site, call.position)
         for row in range(len(call.x_BTD) if site.fully_described else 0):
             case = make_case(call, site, weights, attention, row=row, tolerance=self.tolerance)
@@ -229,6 +228,7 @@ class TeacherConformance:
                 "before the output projection it is",
                 hint=partial(explain, case),
             )
+        check_facts(weights, site)  # behind what the module does, which says whose facts are right
         if self.plain_rope and weights.rope_theta is not None and name == ALONE:
             check_theta(weights, site, call.position)
         o_bias = None if weights.o_bias is None else weights.o_bias.double()

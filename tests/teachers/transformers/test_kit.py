@@ -322,5 +322,13 @@ def test_a_broken_adapter_is_caught_by_its_check_alone(
     assert failures(adapter, tmp_path, checks) == caught_by
 
 
+def test_weights_that_are_wrong_beside_sites_that_are_right_are_held_against_the_module(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    adapter = SaysAnotherScale(TransformersTeacherConfig(checkpoint=str(checkpoint("llava"))))
+    with pytest.raises(AssertionError, match=r"It would be right with scale = site\.key_dim \*\* -0\.5"):
+        OfText().test_the_weights_of_a_site_reproduce_its_output(adapter)
+
+
 def test_every_check_has_a_broken_adapter() -> None:
     assert {name for _, names in BROKEN for name in names} == set(CHECKS)

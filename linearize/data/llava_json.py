@@ -42,12 +42,12 @@ class LlavaJsonSource(RecordSource):
         self.num_marks_added = 0
         self._refuse_missing_paths()
         # Three numbers a record, whatever its text weighs: millions of records fit in a few tens of megabytes.
-        self._offsets, self._lengths, self._lines = array("q"), array("q"), array("q")
+        self._offsets, self._lengths, self._numbers = array("q"), array("q"), array("q")
         self._open()
-        self.size = len(self._lines)
+        self.size = len(self._numbers)
 
     def __len__(self) -> int:
-        return len(self._lines)
+        return len(self._numbers)
 
     def summary(self) -> str:
         """One line on what the file holds, for a plan or a report."""
@@ -72,15 +72,16 @@ class LlavaJsonSource(RecordSource):
     def _open(self) -> None:
         for entry in scan_entries(self.path):
             self._bad.num_records += 1
+            self._bad.unit = entry.unit
             try:
                 record = self._check(entry)
             except BadRecordError as error:
-                self._bad.add(entry.line, error)
+                self._bad.add(entry.number, error)
                 continue
             self.num_marks_added += record.mark_added
             self._offsets.append(entry.offset)
             self._lengths.append(entry.length)
-            self._lines.append(entry.line)
+            self._numbers.append(entry.number)
         if not self._bad.num_records:
             raise DataError(f"'{self.path}' holds no record. {_FORMAT}", option="path")
         advice = f"Image names are relative to {self.images} (data.images). " if self._misses_images() else ""
@@ -101,15 +102,16 @@ class LlavaJsonSource(RecordSource):
         return any(record.fault == NOT_FOUND for record in self.bad_records())
 
     def _line(self, index: int) -> int:
-        return self._lines[index]
+        return self._numbers[index]
 
     def _value(self, index: int) -> object:
         try:
             value = read_entry(self.path, self._offsets[index], self._lengths[index])
             self.parse(value)
         except (OSError, ValueError, BadRecordError) as error:
+            place = f"{self.path}, {self._bad.unit} {self._numbers[index]}"
             raise DataError(
-                f"{self.path}, line {self._lines[index]}, was good when the file was opened and is not now: {error}. "
+                f"{place}, was good when the file was opened and is not now: {error}. "
                 "Leave the file alone while a run uses it; put it back as it was and resume"
             ) from error
         return value

@@ -19,17 +19,19 @@ class Entry:
     """One record's place in the file, and its JSON value.
 
     Attributes:
-        line: the line on which it starts, from 1.
+        number: its line in a JSONL file, its place in an array, from 1.
         offset: of its first byte in the file.
         length: in bytes.
         fault: why it is no JSON; "" when ``value`` holds it.
+        unit: what ``number`` counts: lines, or the records of an array, many of which may share a line.
     """
 
-    line: int
+    number: int
     offset: int
     length: int
     value: object = None
     fault: str = ""
+    unit: str = "line"
 
 
 def scan_entries(path: Path) -> Iterator[Entry]:
@@ -113,7 +115,7 @@ def _scan_array(path: Path) -> Iterator[Entry]:
         raise DataError(f"{path}, line {line}: not UTF-8. {_ARRAY_ADVICE}") from error
     del raw
     decoder = json.JSONDecoder()
-    line, offset, counted = 1, shift, 0  # of the character at `counted`
+    number, line, offset, counted = 0, 1, shift, 0  # line, offset: of the character at `counted`
     position = _skip_space(text, _skip_space(text, 0) + 1)
     ended = text[position : position + 1] == "]"
     try:
@@ -122,7 +124,8 @@ def _scan_array(path: Path) -> Iterator[Entry]:
             line += text.count("\n", counted, position)
             offset += len(text[counted:position].encode())
             counted = position
-            yield Entry(line, offset, len(text[position:end].encode()), value=value)
+            number += 1
+            yield Entry(number, offset, len(text[position:end].encode()), value=value, unit="record")
             position = _skip_space(text, end)
             ended = text[position : position + 1] == "]"
             if not ended:

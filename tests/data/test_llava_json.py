@@ -94,12 +94,22 @@ def test_a_jsonl_file_may_start_with_a_byte_order_mark_and_end_without_a_line_br
     assert ids(open_source(path, max_bad=0)) == ["1", "2"]
 
 
-def test_a_record_of_an_array_is_named_by_the_line_it_starts_on(folder: Path) -> None:
+@pytest.mark.parametrize("indent", [None, 1])
+def test_each_bad_record_of_an_array_counts_for_itself_also_where_all_share_a_line(
+    folder: Path, indent: int | None
+) -> None:
     path = folder / "records.json"
-    path.write_text(json.dumps([record(1), record(2, "gone.png")], indent=1))
-    line = path.read_text().splitlines().index(" {", 2) + 1
-    source = open_source(path, max_bad=1)
-    assert [(bad.line, bad.fault) for bad in source.bad_records()] == [(line, "image not found")]
+    values = [record(1), record(2, "gone.png"), record(3, "torn.png"), record(4, "gone.png"), record(5)]
+    path.write_text(json.dumps(values, indent=indent))
+    source = open_source(path, max_bad=3)
+    assert ids(source) == ["1", "5", "5"]  # the torn image turns up when it is decoded, and costs its record alone
+    assert [(bad.unit, bad.line, bad.fault) for bad in source.bad_records()] == [
+        ("record", 2, "image not found"),
+        ("record", 4, "image not found"),
+        ("record", 3, "broken image"),
+    ]
+    with pytest.raises(DataError, match=r"2 of 5 records are bad .*\n  record 2: image not found"):
+        open_source(path, max_bad=1)
 
 
 @pytest.mark.parametrize(

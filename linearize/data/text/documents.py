@@ -126,9 +126,9 @@ def _of_plain_text(file: Path, separator: str | None) -> Iterator[Document]:
 def _of_records(file: Path, key: str) -> Iterator[Document]:
     for entry in scan_entries(file):
         if entry.fault:
-            yield Document(str(file), "line", entry.line, fault=BadRecordError("malformed JSON", entry.fault))
+            yield Document(str(file), entry.unit, entry.number, fault=BadRecordError("malformed JSON", entry.fault))
         else:
-            yield _of_value(str(file), "line", entry.line, entry.value, key)
+            yield _of_value(str(file), entry.unit, entry.number, entry.value, key)
 
 
 def _of_table(file: Path, key: str) -> Iterator[Document]:

@@ -128,6 +128,7 @@ class ComparisonResult:
         jobs: runs that were trained at the same time on this machine, at most.
         how_decoded: prompts, prompt_tokens and new_tokens of the measured speed; empty without it.
         environment: of the first finished run.
+        seconds: of training that every cell was given; None where steps are the recipe's.
     """
 
     folder: Path
@@ -142,6 +143,7 @@ class ComparisonResult:
     jobs: int
     how_decoded: Mapping[str, Any]
     environment: Mapping[str, Any]
+    seconds: float | None = None
 
     def ranked(self) -> list[CellFinding]:
         """The cells, the one that keeps most on average first."""
@@ -196,6 +198,7 @@ def collect(
         jobs=jobs,
         how_decoded={key: speed[key] for key in ("prompts", "prompt_tokens", "new_tokens")} if speed else {},
         environment=some.results["environment"] if some else {},
+        seconds=comparison.options.seconds,
     )
 
 

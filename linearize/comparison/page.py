@@ -70,6 +70,7 @@ def render_page(result: ComparisonResult, charts: Mapping[str, Chart], speed: Ma
         source=result.source,
         changed=[(cell.name, table.shown_changes(cell.changes)) for cell in result.cells],
         environment=list(flat(result.environment)),
+        steps=table.steps_lines(result),
     )
 
 
@@ -105,7 +106,7 @@ def _differing(pair: Difference) -> str:
     """Tasks in which the pair differs by more than noise, the larger differences first."""
     found = [(task, each) for task, each in pair.tasks.items() if each is not None and not each.is_noise]
     found.sort(key=lambda item: -abs(item[1].value))
-    return ", ".join(f"{task} {100 * each.value:+.1f}" for task, each in found)
+    return ", ".join(f"{task} {100 * each.value:+.1f}".replace("-", "−") for task, each in found)
 
 
 def _draw_charts(result: ComparisonResult, folder: Path) -> dict[str, Chart]:

@@ -148,8 +148,27 @@ def _differences(comparison: Comparison) -> Table:
 
 
 def shown_changes(changes: Changes) -> str:
-    """A cell's changes on one line."""
-    return ", ".join(f"{path} = {to_inline(value)}" for path, value in changes) or "none"
+    """A cell's changes on one line; of a key that is changed twice, what it is in the end."""
+    return ", ".join(f"{path} = {to_inline(value)}" for path, value in dict(changes).items()) or "none"
+
+
+def steps_lines(result: ComparisonResult) -> list[str]:
+    """How long the cells were trained: a line for each number of steps, with the cells that took it."""
+    cells: dict[str, list[str]] = {}
+    for cell in result.cells:
+        stages = [stage for stage in (cell.stages[0] if cell.stages else ()) if stage.done]
+        text = ", ".join(f"{stage.name} {(stage.done or {}).get('steps', ABSENT)}" for stage in stages)
+        cells.setdefault(text or "none", []).append(cell.name)
+    lines = [
+        f"Optimizer steps of {'all cells' if len(cells) == 1 else ', '.join(who)}: {text}."
+        for text, who in cells.items()
+    ]
+    if lines and result.seconds is not None:
+        lines.append(
+            f"Every cell was given the steps that fill {duration(result.seconds)} by the time of a step, measured "
+            "before; what it took stands above as training time."
+        )
+    return lines
 
 
 def headline(result: ComparisonResult) -> str:
@@ -273,7 +292,7 @@ def markdown(result: ComparisonResult, charts: Mapping[str, str]) -> str:
         lines += ["Bold: no other cell keeps more by more than noise.", ""] if len(result.cells) > 1 else []
     else:
         lines += ["No run has reached its end.", ""]
-    lines += [f"{line}\n" for line in warning_lines(result)]
+    lines += [f"{line}\n" for line in [*steps_lines(result), *warning_lines(result)]]
     if result.differences:
         lines += ["## Differences", "", how_tested(result), ""]
         lines += [f"- {verdict}" for verdict in verdicts(result)] + [""]
@@ -362,7 +381,7 @@ def _decode(value: float | None, rounds: Sequence[float]) -> Entry:
 
 
 def _at_once(result: ComparisonResult) -> str:
-    return f", {result.jobs} at once" if result.jobs > 1 else ""
+    return f", up to {result.jobs} at once" if result.jobs > 1 else ""
 
 
 def _marked(entry: Entry) -> str:

@@ -248,7 +248,8 @@ class HovleForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if wanted != found:
                 raise ValueError(
                     f"the ids hold {wanted} image tokens, but {len(written)} tiles give {found}; "
-                    "prepare text and images with the same processor"
+                    "prepare text and images with the same processor, and going on with a cache, leave out the pixels "
+                    "of images that it has read"
                 )
             rows_BTRD = rows_BTRD.masked_scatter(image_BT[..., None, None], written.to(rows_BTRD.dtype))
             patches_BT = image_BT * patches_IPD.shape[1]

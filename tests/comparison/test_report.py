@@ -15,7 +15,7 @@ from rich.console import Console
 from speeds import make_bench
 
 from linearize.comparison import charts, table
-from linearize.comparison.findings import ComparisonResult
+from linearize.comparison.findings import CellFinding, ComparisonResult
 from linearize.comparison.page import render_page, write_report
 from linearize.report import plots
 from linearize.wording import percent
@@ -218,3 +218,25 @@ def test_a_comparison_that_was_benched_shows_it(comparison: ComparisonResult, tm
     page = write_report(benched).read_text()
     assert page.count("What linear time buys") == 1
     assert all(f"static: {name} decodes faster than teacher" in page for name in students)
+
+
+def test_steps_are_told_and_what_equal_time_made_of_them(comparison: ComparisonResult) -> None:
+    def trained(cell: CellFinding, steps: int) -> CellFinding:
+        stages = [replace(stage, done={"steps": steps}) for stage in cell.stages[0]]
+        return replace(cell, stages=[stages])
+
+    alike = replace(comparison, cells=tuple(trained(cell, 7) for cell in comparison.cells))
+    assert table.steps_lines(alike) == ["Optimizer steps of all cells: align 7, distill 7."]
+    cells = tuple(trained(cell, 3 + (cell.name == "gla")) for cell in comparison.cells)
+    timed = replace(comparison, cells=cells, seconds=20.0)
+    slower, faster, told = table.steps_lines(timed)
+    assert slower == "Optimizer steps of mamba2, retnet: align 3, distill 3."
+    assert faster == "Optimizer steps of gla: align 4, distill 4."
+    assert "fill 20.0 s" in told
+    for text in (slower, faster, told):
+        assert text in table.markdown(timed, {})
+        assert text in render_page(timed, {})
+
+
+def test_a_key_that_is_changed_twice_is_shown_as_it_is_in_the_end() -> None:
+    assert table.shown_changes((("conv", 4), ("rope", True), ("conv", 0))) == "conv = 0, rope = true"

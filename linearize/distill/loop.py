@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from linearize.data.prefetch import prefetch
 from linearize.data.samples import SampleReader
+from linearize.data.unfit import UnfitRecords
 from linearize.distill.checkpoint import Checkpoint, read_latest, write_checkpoint
 from linearize.distill.finite import FiniteWatch, keep_batch, not_finite
 from linearize.distill.losses import SiteError
@@ -47,6 +48,7 @@ class StageContext:
     Attributes:
         draw: the sample of a number; numbers run on through all stages.
         reader: makes batches of samples, on the CPU.
+        unfit: what the teacher does not take.
         first_sample: number of the stage's first sample.
         in_workers: has steps prepared by other processes; None: a thread does it.
         key: hash of all that determines this stage's result.
@@ -59,6 +61,7 @@ class StageContext:
     objective: Objective
     draw: Callable[[int], Sample]
     reader: SampleReader
+    unfit: UnfitRecords
     first_sample: int
     folder: Path
     key: str
@@ -199,14 +202,17 @@ def _steps(context: StageContext, first_step: int) -> AbstractContextManager[Ite
 
 def _batches(context: StageContext, samples: Sequence[int]) -> list[Batch]:
     stage = context.plan.stage
-    drawn = [context.draw(sample) for sample in samples]
-    return context.reader.batches(
-        drawn,
-        max_padding=stage.max_padding,
-        max_tokens=stage.max_tokens,
-        multiple=stage.pad_to_multiple,
-        pack=stage.pack,
-    )
+
+    def make(drawn: Sequence[Sample]) -> list[Batch]:
+        return context.reader.batches(
+            drawn,
+            max_padding=stage.max_padding,
+            max_tokens=stage.max_tokens,
+            multiple=stage.pad_to_multiple,
+            pack=stage.pack,
+        )
+
+    return context.unfit.give_way(lambda: [context.draw(sample) for sample in samples], make)
 
 
 def _gradients(

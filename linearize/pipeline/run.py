@@ -17,6 +17,7 @@ from linearize.data.bad_record_file import BadRecordFile
 from linearize.data.packing import fill_rows
 from linearize.data.samples import SampleReader
 from linearize.data.stream import SampleStream
+from linearize.data.unfit import UnfitRecords
 from linearize.data.workers import is_worker, prepared_by_workers
 from linearize.distill.checkpoint import read_latest
 from linearize.distill.loop import SUMMARY_KEYS, StageContext, load_mixer_tensors, run_stage
@@ -90,12 +91,14 @@ def run_pipeline(
         model = load_teacher_model(recipe, adapter, accelerator.device)
         if accelerator.is_main_process:
             teacher = _same_teacher(folder, model)
-        samples: list[Sample] = []
+        samples: Sequence[Sample] = []
         reader = SampleReader(adapter)
         stages = plan.stages_with_steps()
         if not stages or _summary(folder.stage(max(stages), stages[max(stages)].stage.name)) is None:
-            samples = _first_samples(recipe, source, plan)
-            batch = reader.batch(choose_samples(samples, reader.num_tokens)).to(accelerator.device)
+            samples, batch = UnfitRecords(reader, source).give_way(
+                lambda: _first_samples(recipe, source, plan),
+                lambda drawn: (drawn, reader.batch(choose_samples(drawn, reader.num_tokens)).to(accelerator.device)),
+            )
             with_mixer = plan.mixers_by_site()
             prove_teacher(model, adapter, [site for site in plan.sites if site.index in with_mixer], batch)
         reports = seed_student(model, adapter, recipe, plan, accelerator.device)
@@ -166,7 +169,8 @@ def _run_stages(
     is_main = accelerator.is_main_process
     left_out = BadRecordFile(folder.path, rank=accelerator.process_index, warn=display.warn if is_main else None)
     left_out.follow(source)
-    stream = _stream(recipe, source)
+    stream, reader = _stream(recipe, source), SampleReader(adapter)
+    unfit = UnfitRecords(reader, source)
 
     def draw(number: int) -> Sample:
         sample = stream[number]
@@ -196,7 +200,8 @@ def _run_stages(
                 plan=planned,
                 objective=recipe.components[f"stages.{number}.objective"].build(),
                 draw=draw,
-                reader=SampleReader(adapter),
+                reader=reader,
+                unfit=unfit,
                 first_sample=first_sample,
                 folder=path,
                 key=key,

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from linearize_hovle.adapter import HovleAdapter
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from linearize.cli.app import app
+from linearize.errors import DataError
 
 pytestmark = pytest.mark.slow
 
@@ -82,6 +84,27 @@ def test_bad_records_are_named_counted_and_skipped_up_to_the_limit(
     _, again = demo.run(monkeypatch, tmp_path, _from(spoilt, images=str(exported), max_bad=3))
     assert [text for text in again.warnings if "skipped" in text] == []
     assert [json.loads(line) for line in (run / "bad_records.jsonl").read_text().splitlines()] == lines
+
+
+@pytest.mark.parametrize("line", [2, 30])
+def test_a_record_that_only_a_batch_shows_to_be_bad_is_skipped_whenever_it_comes(
+    demo: Any, exported: Path, line: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the first step, on which the run is tried out, and in a later stage."""
+    batch, lines = HovleAdapter.batch, (exported / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    unfit = json.loads(lines[line - 1])["id"]
+
+    def picky(self: HovleAdapter, conversations: Any, **options: Any) -> Any:
+        if any(one.id == unfit for one in conversations):
+            raise DataError("its pixels are no picture")
+        return batch(self, conversations, **options)
+
+    monkeypatch.setattr(HovleAdapter, "batch", picky)
+    run, told = demo.run(monkeypatch, tmp_path, _from(exported / "records.jsonl", max_bad=1))
+    [warning] = [text for text in told.warnings if "skipped" in text]
+    assert f"line {line}: not for this teacher: its pixels are no picture" in warning
+    [told_once] = (run / "bad_records.jsonl").read_text().splitlines()
+    assert json.loads(told_once)["index"] == line
 
 
 def test_one_bad_record_more_than_the_limit_stops_the_run_before_it_begins(

@@ -187,8 +187,11 @@ def chat(
         quieten_libraries()
         hide_weight_bars()
         from linearize.inference.session import prepare, talk
+        from linearize.plugin.discovery import Plugins
 
-        prepared = prepare(target, images=images or (), with_teacher=teacher, device=device, dtype=dtype)
+        prepared = prepare(
+            target, images=images or (), with_teacher=teacher, device=device, dtype=dtype, plugins=Plugins.discover()
+        )
         from linearize.inference.speaker import Sampling
 
         if talk(prepared, Sampling(max_tokens, temperature, seed)):

@@ -61,7 +61,7 @@ def prepare(
     with_teacher: bool = False,
     device: str = "auto",
     dtype: str | None = None,
-    plugins: Plugins | None = None,
+    plugins: Plugins,
 ) -> Prepared:
     """Checks all that can be known without a weight.
 
@@ -71,11 +71,11 @@ def prepare(
         with_teacher: whether the teacher answers, too.
         device: "auto" (the GPU where there is one) or what torch calls it.
         dtype: of the weights, as torch calls it; None: as the student is stored, for the teacher too.
+        plugins: where the components of student and teacher are registered.
 
     Raises:
         LinearizeError: names what is wrong.
     """
-    plugins = plugins or Plugins.discover()
     student = find_student(target)
     if (published := student.published_format(plugins)) is not None:
         raise CheckpointError(

@@ -15,6 +15,7 @@ from linearize.cli.app import app
 from linearize.errors import LinearizeError
 from linearize.inference.session import prepare
 from linearize.inference.targets import StudentTarget
+from linearize.plugin.discovery import Plugins
 
 PAGE = DOCS / "chat.md"
 
@@ -37,33 +38,33 @@ def _no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_wrong_options_are_told(talk: Talk, options: dict[str, Any], told: str) -> None:
     with pytest.raises(LinearizeError) as caught:
-        prepare(talk.run, **options)
+        prepare(talk.run, plugins=Plugins.discover(), **options)
     assert told in str(caught.value)
 
 
 def test_a_picture_that_is_none_is_told(talk: Talk, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("no picture")
     with pytest.raises(LinearizeError, match=r"a\.png' is in no image format"):
-        prepare(talk.run, images=[tmp_path / "a.png"])
+        prepare(talk.run, images=[tmp_path / "a.png"], plugins=Plugins.discover())
 
 
 def test_images_for_a_text_model_are_told(talk: Talk, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(talk.adapter), "reads_images", False, raising=False)
     with pytest.raises(LinearizeError, match="is a text model; leave them out"):
-        prepare(talk.run, images=[picture])
+        prepare(talk.run, images=[picture], plugins=Plugins.discover())
 
 
 def test_a_student_whose_teacher_is_gone_is_told(tmp_path: Path) -> None:
     student = bare_student(tmp_path / "student", {"type": "hovle", "checkpoint": str(tmp_path / "gone")})
     with pytest.raises(LinearizeError, match=r"made of teacher 'hovle'.* cannot be read: there is no folder '.*gone'"):
-        prepare(student)
+        prepare(student, plugins=Plugins.discover())
 
 
 def test_a_published_checkpoint_is_told(tmp_path: Path) -> None:
     published = {name for spec in _formats() for name in spec.model_types}
     (tmp_path / "config.json").write_text(f'{{"model_type": "{sorted(published)[0]}"}}')
     with pytest.raises(LinearizeError, match="chat takes students that linearize saved"):
-        prepare(tmp_path)
+        prepare(tmp_path, plugins=Plugins.discover())
 
 
 def _formats() -> Any:

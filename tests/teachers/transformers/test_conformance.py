@@ -15,6 +15,7 @@ from PIL import Image
 from transformers.utils import is_torchvision_available
 
 from linearize.protocols import TeacherAdapter
+from linearize.student.state import CACHE_NAME
 from linearize.testing import TeacherConformance
 
 pytestmark = pytest.mark.slow
@@ -55,7 +56,12 @@ class TestTextModels(FamilyConformance):
 
 @pytest.mark.parametrize("family", VISION, indirect=True)
 class TestVisionLanguageModels(FamilyConformance):
-    pass
+    def test_a_student_writes_with_a_cache_what_it_writes_without(
+        self, adapter: TeacherAdapter, request: pytest.FixtureRequest
+    ) -> None:
+        if request.node.callspec.params["family"] == "paligemma" and CACHE_NAME != "cache":
+            pytest.skip("before transformers 5.24 PaliGemma itself may write other tokens with a cache than without")
+        super().test_a_student_writes_with_a_cache_what_it_writes_without(adapter)
 
 
 @pytest.mark.parametrize("family", ["mllama"], indirect=True)

@@ -15,8 +15,8 @@ from linearize.comparison.findings import ComparisonResult, DialPoint, Differenc
 from linearize.comparison.noise import Estimate
 from linearize.files.json_file import write_json
 from linearize.files.whole_file import write_text
-from linearize.report.page import Chart, data_url, flat, render, speed_chart_of, speed_panel
-from linearize.report.speed import FOLDER, read_bench
+from linearize.report.page import Chart, data_url, flat, render, speed_section
+from linearize.report.speed import FOLDER
 from linearize.wording import counted
 
 TEMPLATE = "page.html.j2"
@@ -27,13 +27,7 @@ def write_report(result: ComparisonResult) -> Path:
     folder = result.folder / "report"
     folder.mkdir(parents=True, exist_ok=True)
     charts = _draw_charts(result, folder)
-    bench = read_bench(result.folder / FOLDER)
-    speed = None
-    if bench is not None and bench.cells:
-        drawn = speed_chart_of(bench, folder, brief=True)
-        speed = speed_panel(bench, drawn)
-        if drawn is not None:
-            charts["speed"] = drawn
+    speed = speed_section(result.folder / FOLDER, folder, charts)
     write_json(folder / "compare.json", as_json(result))
     write_text(folder / "compare.csv", table.comma_separated(result))
     write_text(folder / "compare.md", table.markdown(result, {chart.file: chart.text for chart in charts.values()}))

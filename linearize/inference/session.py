@@ -113,9 +113,12 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise LinearizeError(f"torch knows no device '{name}'; expected auto, cpu, cuda or cuda:N") from None
+    if device.type == "meta":
+        raise LinearizeError("device 'meta' cannot be used here: it holds no weights; try auto or cpu")
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    # What torch was built without is an AssertionError (cuda, xpu) or an ImportError (hpu); all else a RuntimeError.
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).partition("\n")[0]
         raise LinearizeError(f"device '{name}' cannot be used here: {reason}; try auto or cpu") from None
     return device

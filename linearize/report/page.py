@@ -57,13 +57,7 @@ def write_report(run_folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     results = build_results(run)
     charts = _draw_charts(run, results, folder)
-    bench = read_bench(run_folder / FOLDER)
-    speed = None
-    if bench is not None and bench.cells:
-        drawn = speed_chart_of(bench, folder, brief=True)
-        speed = speed_panel(bench, drawn)
-        if drawn is not None:
-            charts["speed"] = drawn
+    speed = speed_section(run_folder / FOLDER, folder, charts)
     write_text(folder / "index.html", render_page(run, results, charts, speed))
     described = {chart.file: chart.text for chart in charts.values()}
     write_text(folder / "report.md", tables.markdown_report(results, described) + "\n")
@@ -120,6 +114,17 @@ def speed_chart_of(bench: Bench, folder: Path, *, brief: bool) -> Chart | None:
     vector = plots.save_chart(figure, folder / SPEED_CHART)
     text = "Time and memory of each model by the length of the prompt"
     return Chart(SPEED_CHART, data_url(vector, "image/svg+xml"), text)
+
+
+def speed_section(bench_folder: Path, folder: Path, charts: dict[str, Chart]) -> Markup | None:
+    """The section on the bench of a run or comparison, whose chart joins the others; None without one."""
+    bench = read_bench(bench_folder)
+    if bench is None or not bench.cells:
+        return None
+    drawn = speed_chart_of(bench, folder, brief=True)
+    if drawn is not None:
+        charts["speed"] = drawn
+    return speed_panel(bench, drawn)
 
 
 def speed_panel(bench: Bench, chart: Chart | None) -> Markup:

@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from inspect import signature
 from typing import Any
 
 import torch
 from transformers.generation import utils as generation_utils
 
 ACCELERATORS = ("cuda", "xpu")
+ASKED = ("device", "cache", "cache_is_returned", "is_assistant")
+"""What transformers 5.24 asks its criterion with."""
 
 _is_ahead: ContextVar[bool] = ContextVar("a step ahead", default=False)
 """Whether the ``generate()`` that runs now may be."""
@@ -32,8 +35,14 @@ def a_step_ahead(wanted: bool = True) -> Iterator[None]:
 
 
 def _teach(check: Any) -> None:
-    """Has transformers' own criterion ask here first; other models are outside of every block."""
-    own = check.is_supported
+    """Has transformers' own criterion ask here first; other models are outside of every block.
+
+    A criterion that is asked otherwise is one of a later transformers, and left as it is: students then take no step
+    ahead, and other models are none the wiser.
+    """
+    own = getattr(check, "is_supported", None)
+    if own is None or tuple(signature(own).parameters) != ASKED:
+        return
 
     def is_supported(device: torch.device, cache: Any, cache_is_returned: bool, is_assistant: bool) -> bool:
         if _is_ahead.get() and device.type in ACCELERATORS and not (cache_is_returned or is_assistant):

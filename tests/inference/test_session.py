@@ -34,6 +34,8 @@ def _no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"images": ["none.png"]}, "image not found: 'none.png'"),
         ({"device": "gpu"}, "torch knows no device 'gpu'; expected auto, cpu, cuda or cuda:N"),
         ({"device": "cuda:77"}, "device 'cuda:77' cannot be used here: "),
+        ({"device": "hpu"}, "device 'hpu' cannot be used here: "),
+        ({"device": "meta"}, "device 'meta' cannot be used here: it holds no weights"),
     ],
 )
 def test_wrong_options_are_told(talk: Talk, options: dict[str, Any], told: str) -> None:

@@ -131,3 +131,19 @@ def test_models_without_linear_sites_decode_as_ever(llama: Any) -> None:
     calls = Calls(llama.model)
     found = _generate(llama.model, llama.inputs, eos_token_id=ends)
     assert calls.number == found.shape[1] - llama.inputs["input_ids"].shape[1] < 12
+
+
+def test_a_criterion_that_is_asked_otherwise_is_left_as_it_is() -> None:
+    class Later:
+        @staticmethod
+        def is_supported(device: torch.device, cache: Any, *, streams: bool = False) -> bool:
+            return streams
+
+    class Without:
+        pass
+
+    own = Later.is_supported
+    for check in (Later, Without):
+        ahead._teach(check)
+    assert Later.is_supported is own
+    assert not hasattr(Without, "is_supported")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from linearize.comparison.findings import ComparisonResult
-    from linearize.inference.bench import BenchOptions
+    from linearize.inference.options import BenchOptions
     from linearize.inference.results import BenchResult
     from linearize.inference.shapes import ShapeOptions
     from linearize.pipeline.run import RunResult
@@ -253,7 +253,7 @@ def bench(
     Raises:
         LinearizeError: a target or an option is wrong; nothing was loaded then.
     """
-    from linearize.inference.bench import BenchOptions
+    from linearize.inference.options import BenchOptions
     from linearize.inference.results import bench_targets
 
     shown: Display = SilentDisplay() if display is None else display

@@ -69,7 +69,7 @@ def bench(
     except ValueError:
         raise typer.BadParameter(f"expected numbers of tokens; got {lengths!r}", param_hint="--lengths") from None
     from linearize import api
-    from linearize.inference.bench import BenchOptions
+    from linearize.inference.options import BenchOptions
     from linearize.inference.results import bench_tables
     from linearize.inference.shapes import LAYOUTS, ShapeOptions
 

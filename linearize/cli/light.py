@@ -26,7 +26,7 @@ def only_reads(arguments: Sequence[str]) -> bool:
     """Whether a command line, without the program's name, ends without having computed anything."""
     command = next(iter(arguments), "")
     if "--help" in arguments:
-        return False  # which imports nothing at all
+        return False  # which imports no torch
     return command in READING or (command == "compare" and "--dry-run" in arguments)
 
 

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
-from linearize.errors import RunError, did_you_mean
+from linearize.errors import RunError
 from linearize.files.json_file import write_json
-from linearize.inference.engines import ENGINES
 from linearize.inference.measure import (
-    FEWEST_NEW_TOKENS,
     Answer,
     Peak,
-    Way,
     answer,
     answer_in_rows,
     prompt_ids,
@@ -31,6 +28,7 @@ from linearize.inference.measure import (
     telling_memory,
     weight_bytes,
 )
+from linearize.inference.options import BenchOptions
 from linearize.inference.subjects import Subject
 from linearize.pipeline.environment import describe_environment
 from linearize.report.speed import (
@@ -49,83 +47,6 @@ Progress = Callable[[str, int, int], None]
 """Called with (what is measured, cells done, cells in all)."""
 SMALLER = 0.85
 """What is left of a batch that did not fit, when it is tried again."""
-NO_LIMIT = 2**16
-"""Rows."""
-
-
-@dataclass(frozen=True, slots=True)
-class BenchOptions:
-    """What is measured, and how; None: as suits the device.
-
-    Attributes:
-        engines: names of ``linearize.inference.engines.ENGINES``.
-        lengths: tokens of the prompts.
-        new_tokens: tokens of an answer.
-        max_rows: of the largest batch that is tried; 0: batches are not measured.
-        skip: "MODEL", "MODEL:ENGINE" or "MODEL:ENGINE:LENGTH": cells that are left out.
-        compiles: whether a CPU compiles the static step.
-        prefill_chunk: tokens that models with linear sites read at a time; 0: all.
-        minutes: after so many, no further cells and rounds are begun.
-        dtype: "float32" or "bfloat16".
-        device: "cpu" or "cuda".
-    """
-
-    engines: Sequence[str] = tuple(ENGINES)
-    lengths: Sequence[int] | None = None
-    new_tokens: int | None = None
-    rounds: int | None = None
-    max_rows: int | None = None
-    skip: Sequence[str] = ()
-    compiles: bool = False
-    prefill_chunk: int = 0
-    minutes: float | None = None
-    dtype: str | None = None
-    device: str | None = None
-
-    def resolved(self) -> BenchOptions:
-        """With every default of the device.
-
-        Raises:
-            RunError: an engine, a device or a number cannot be.
-        """
-        has_gpu = torch.cuda.is_available()
-        device = self.device or ("cuda" if has_gpu else "cpu")
-        on_gpu = device == "cuda"
-        options = replace(
-            self,
-            engines=tuple(dict.fromkeys(self.engines)),
-            lengths=tuple(sorted(set(self.lengths or ((2048, 8192, 32768) if on_gpu else (128, 512, 2048))))),
-            new_tokens=self.new_tokens or (64 if on_gpu else 16),
-            rounds=self.rounds or 3,
-            max_rows=(NO_LIMIT if on_gpu else 8) if self.max_rows is None else self.max_rows,
-            dtype=self.dtype or ("bfloat16" if on_gpu else "float32"),
-            device=device,
-        )
-        unknown = [name for name in options.engines if name not in ENGINES]
-        if unknown or not options.engines:
-            near = did_you_mean(unknown[0], ENGINES) if unknown else ""
-            raise RunError(f"engines: expected some of {', '.join(ENGINES)}; got {', '.join(unknown) or 'none'}.{near}")
-        if device not in ("cpu", "cuda") or (on_gpu and not has_gpu):
-            raise RunError(
-                f"device: expected cpu{' or cuda' if has_gpu else ', since torch finds no GPU'}; got {device}"
-            )
-        if options.dtype not in ("float32", "bfloat16"):
-            raise RunError(f"dtype: expected float32 or bfloat16; got {options.dtype}")
-        assert options.lengths is not None
-        assert options.new_tokens is not None
-        if options.lengths[0] < 1:
-            raise RunError(f"lengths: expected numbers of tokens from 1 on; got {options.lengths[0]}")
-        if options.new_tokens < FEWEST_NEW_TOKENS:
-            raise RunError(
-                f"new tokens: expected {FEWEST_NEW_TOKENS} or more, since the first ones are not timed; got "
-                f"{options.new_tokens}"
-            )
-        return options
-
-    def way(self, engine: str) -> Way:
-        """How a cell of an engine is measured."""
-        assert self.new_tokens is not None
-        return Way(engine, self.new_tokens, self.compiles, self.prefill_chunk)
 
 
 def run_bench(
@@ -208,6 +129,13 @@ class _Work:
     def _time_is_up(self) -> bool:
         return self.options.minutes is not None and time.monotonic() - self.begun > 60 * self.options.minutes
 
+    def _rounds(self) -> Iterator[int]:
+        """At least one; no further one is begun when the time is up."""
+        for number in range(self.options.rounds or 1):
+            if number and self._time_is_up():
+                return
+            yield number
+
     def _groups(self, wanted: Sequence[tuple[str, str, int]]) -> list[tuple[bool, list[SpeedCell]]]:
         """What is left: single rows of each length, then batches of each. Models of an engine stay together."""
         groups: list[tuple[bool, list[SpeedCell]]] = []
@@ -252,9 +180,7 @@ class _Work:
             self._tell(cell)
             if self._time_is_up():
                 return []
-        for number in range(self.options.rounds or 1):
-            if number and self._time_is_up():
-                break
+        for _ in self._rounds():
             for cell in cells:
                 found = None if cell.failed else self._answer(cell)
                 if found is not None:
@@ -267,16 +193,12 @@ class _Work:
         cell.failed = self.failures.get(cell.model, "")
         if model is None:
             return None
-        peak = Peak(self.device)
         way = self.options.way(cell.engine)
-        found, cell.failed = self._tried(
-            lambda: answer(model, way, prompt_ids(model, cell.tokens), returns_cache=returns_cache)
+        found = self._noted(
+            cell, model, lambda: answer(model, way, prompt_ids(model, cell.tokens), returns_cache=returns_cache)
         )
-        used = peak.bytes(model)
-        if used is not None and not cell.failed:
-            cell.peak_bytes = max(used, cell.peak_bytes or 0)
         if cell.failed:
-            cell.first_ms, cell.token_ms = [], []
+            cell.first_ms = []
         return found
 
     def _in_rows(self, cells: Sequence[SpeedCell]) -> list[SpeedCell]:
@@ -289,19 +211,17 @@ class _Work:
             self._tell(cell)
             if self._time_is_up():
                 return []
-        for number in range(self.options.rounds or 1):
-            if number and self._time_is_up():
-                break
+        for _ in self._rounds():
             for cell in measured:
                 batch = cell.batch
                 assert batch is not None
                 found = None if batch.failed else self._answer_in_rows(cell, batch)
+                if batch.failed == OUT_OF_MEMORY and batch.rows > 1:
+                    # What graphs of earlier rounds hold may leave too little; rounds are of fewer rows from here on.
+                    self._make_fit(cell, batch)
+                    found = None if batch.failed else self._answer_in_rows(cell, batch)
                 if found is not None:
                     batch.token_ms.append(found.token_ms)
-                elif batch.failed == OUT_OF_MEMORY and batch.rows > 1:
-                    # What graphs of earlier rounds hold may leave too little; the rounds that follow are of fewer rows.
-                    self._forget_shapes()
-                    self._make_fit(cell, batch)
         return measured
 
     def _largest_batch(self, alone: SpeedCell) -> BatchCell:
@@ -324,16 +244,18 @@ class _Work:
             self._answer_in_rows(cell, batch)
 
     def _answer_in_rows(self, cell: SpeedCell, batch: BatchCell) -> Answer | None:
-        model = self.models[cell.model]
+        model, way = self.models[cell.model], self.options.way(cell.engine)
+        return self._noted(batch, model, lambda: answer_in_rows(model, way, prompt_ids(model, cell.tokens), batch.rows))
+
+    def _noted(self, cell: SpeedCell | BatchCell, model: Any, measure: Callable[[], Answer]) -> Answer | None:
+        """What was measured; why it could not be, or the memory that it took, is noted in the cell."""
         peak = Peak(self.device)
-        found, batch.failed = self._tried(
-            lambda: answer_in_rows(model, self.options.way(cell.engine), prompt_ids(model, cell.tokens), batch.rows)
-        )
+        found, cell.failed = self._tried(measure)
         used = peak.bytes(model)
-        if used is not None and not batch.failed:
-            batch.peak_bytes = max(used, batch.peak_bytes or 0)
-        if batch.failed:
-            batch.token_ms = []
+        if cell.failed:
+            cell.token_ms, cell.peak_bytes = [], None
+        elif used is not None:
+            cell.peak_bytes = max(used, cell.peak_bytes or 0)
         return found
 
     def _tried(self, measure: Callable[[], Answer]) -> tuple[Answer | None, str]:

@@ -16,7 +16,8 @@ from rich.text import Text
 from linearize.errors import RunError
 from linearize.files.names import file_name
 from linearize.files.run_folder import COMPARISON, disk_errors
-from linearize.inference.bench import BenchOptions, run_bench, unfinished
+from linearize.inference.bench import run_bench, unfinished
+from linearize.inference.options import BenchOptions
 from linearize.inference.page import write_page
 from linearize.inference.shapes import ShapeOptions, shape_subjects
 from linearize.inference.subjects import find_subjects

@@ -15,7 +15,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
 from linearize.pipeline.streams import FallsSilent
-from linearize.plan.table import plan_tables
 from linearize.report.sections import read_sections, section_table
 from linearize.report.tables import mean_error, retention_table, verdict
 from linearize.wording import change, duration, percent, quantity, short_count
@@ -161,6 +160,9 @@ class ConsoleDisplay:
         """The plan's tables, caveats and remarks, unless brief."""
         self._num_stages = len(plan.stages)
         if not self._brief:
+            # It knows what a recipe is made of, which takes pydantic; --help has no recipe.
+            from linearize.plan.table import plan_tables
+
             self.console.print(plan_tables(recipe, plan, model, device))
             for caveat in plan.caveats:
                 self.warn(caveat)

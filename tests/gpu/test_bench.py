@@ -10,7 +10,7 @@ from checkout import FIXTURES
 
 from linearize import api
 from linearize.inference import bench as bench_module
-from linearize.inference.bench import BenchOptions
+from linearize.inference.options import BenchOptions
 from linearize.report.speed import BY_MEMORY, BY_OPTION
 
 pytestmark = [

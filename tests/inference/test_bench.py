@@ -19,9 +19,10 @@ from linearize.errors import LinearizeError, RunError
 from linearize.files.run_folder import RunFolder
 from linearize.inference import bench as bench_module
 from linearize.inference import measure
-from linearize.inference.bench import BenchOptions, run_bench, unfinished
+from linearize.inference.bench import run_bench, unfinished
 from linearize.inference.engines import empty_cache
 from linearize.inference.measure import Answer, Way, answer, answer_in_rows, fill, prompt_ids
+from linearize.inference.options import BenchOptions
 from linearize.inference.results import bench_folder
 from linearize.inference.subjects import Subject, find_subjects
 from linearize.plugin.discovery import Plugins
@@ -192,7 +193,10 @@ def test_a_group_that_the_time_cuts_short_keeps_whole_rounds_and_none_without_on
     assert (found.cells, order) == ([], ["eager:4"])
 
 
-def test_a_batch_that_fits_no_more_goes_on_with_fewer_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rounds", [2, 3])
+def test_a_batch_that_fits_no_more_goes_on_with_fewer_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds: int
+) -> None:
     fake_answers(monkeypatch, [])
     tried: list[int] = []
 
@@ -202,12 +206,22 @@ def test_a_batch_that_fits_no_more_goes_on_with_fewer_rows(tmp_path: Path, monke
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return Answer(2.0, 4.0, 8)
 
+    class PeakByRow:
+        def __init__(self, device: Any) -> None:
+            del device
+
+        def bytes(self, model: Any) -> int:
+            return tried[-1] if tried else 0
+
     monkeypatch.setattr(bench_module, "answer_in_rows", answer_in_rows)
-    options = replace(SHORT, lengths=(4,), engines=("eager",), rounds=3, max_rows=8).resolved()
+    monkeypatch.setattr(bench_module, "Peak", PeakByRow)
+    options = replace(SHORT, lengths=(4,), engines=("eager",), rounds=rounds, max_rows=8).resolved()
     found, _ = run_bench(fake_subjects("teacher"), options, tmp_path)
-    assert tried == [8, 8, 8, 6, 6]
+    times = [4.0] * (rounds - 1)  # the last round too, where the first 6 rows only warm up
+    assert tried == [8, 8, 8, 6, *[6 for _ in times]]
     batch = found.cells[0].batch
-    assert (batch.rows, batch.limited_by, batch.token_ms, batch.failed) == (6, "memory", [4.0], "")
+    assert (batch.rows, batch.limited_by, batch.token_ms, batch.failed) == (6, "memory", times, "")
+    assert batch.peak_bytes == 6  # not that of the 8 rows that are no longer reported
 
 
 def test_a_bench_of_other_settings_is_kept_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from linearize import api
 from linearize.errors import LinearizeError, PluginError
-from linearize.inference.bench import BenchOptions
+from linearize.inference.options import BenchOptions
 from linearize.inference.shapes import ShapeOptions, find_shape, shape_subjects
 from linearize.plugin.discovery import Plugins
 from linearize.plugin.hookspecs import hookimpl

@@ -37,6 +37,7 @@ def test_light_modules_import_nothing_heavy() -> None:
 @pytest.mark.parametrize(
     ("statements", "none_of"),
     [
+        ("import linearize.cli.app", {"pydantic", "pluggy", "torch", "numpy", "matplotlib"}),
         ("import linearize.ops.backends", {"fla", "triton", "mamba_ssm"}),
         ("import linearize_glance", {"numpy"}),
         ("from linearize_glance.drawing import draw; draw('digits', 'teacher', 0, 0)", {"torch"}),

@@ -133,9 +133,11 @@ def _choose(operation: str, name: str, device_type: str, is_step: bool, kernels:
             f"backend 'auto' would take '{backend}' for '{operation}' on {device_type}, but {fault}. Put "
             'that right, or set backend = "torch", which is right and slow'
         )
+    # With such a fault "auto" may be refused as well.
+    others = "'torch'" if faults else "'auto' or 'torch'"
     raise BackendError(
         f"backend '{name}' was asked for '{operation}' on {device_type}, but {passed_over[name]}. "
-        f"Use backend 'auto' or 'torch', or put that right."
+        f"Use backend {others}, or put that right."
     )
 
 

@@ -110,9 +110,7 @@ class Plugins:
         others = [known for known in self._manager.get_plugins() if known is not plugin]
         self._manager.subset_hook_caller("linearize_register", others)(register=self.registry.registrar(name))
         specs = tuple(self.registry.by_owner(name))
-        for spec in specs:
-            if isinstance(spec, KernelSpec):
-                announce(spec)
+        announce(spec for spec in specs if isinstance(spec, KernelSpec))
         self.records.append(PluginRecord(name, origin, version, specs))
 
     def failures_hint(self) -> str:

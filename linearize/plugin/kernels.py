@@ -6,6 +6,8 @@ up in the registry of a run. Nothing here imports torch.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from linearize.errors import PluginError
 from linearize.plugin.specs import KernelSpec
 
@@ -13,23 +15,23 @@ _known: dict[tuple[str, str], KernelSpec] = {}
 _state = {"generation": 0, "installed": False}
 
 
-def announce(spec: KernelSpec) -> None:
-    """Makes a kernel known to this process.
+def announce(specs: Iterable[KernelSpec]) -> None:
+    """Makes the kernels of a plug-in known to this process: all of them, or none where one is refused.
 
     Raises:
         PluginError: another one computes the same operation for the same backend; names both.
     """
-    key = spec.operation, spec.backend
-    known = _known.get(key)
-    if known == spec:
-        return
-    if known is not None:
-        raise PluginError(
-            f"kernel '{spec.name}' computes '{spec.operation}' for backend '{spec.backend}', as kernel '{known.name}' "
-            "does; give it a backend name of its own"
-        )
-    _known[key] = spec
-    _state["generation"] += 1
+    known = dict(_known)
+    for spec in specs:
+        other = known.setdefault((spec.operation, spec.backend), spec)
+        if other != spec:
+            raise PluginError(
+                f"kernel '{spec.name}' computes '{spec.operation}' for backend '{spec.backend}', as kernel "
+                f"'{other.name}' does; give it a backend name of its own"
+            )
+    if len(known) > len(_known):
+        _known.update(known)
+        _state["generation"] += 1
 
 
 def withdraw(spec: KernelSpec) -> None:

@@ -5,13 +5,12 @@ Imported only where :mod:`linearize_kernels.usable` found fla so. Letters as in 
 
 from __future__ import annotations
 
-import torch
 from fla.ops.gla import chunk_gla, fused_recurrent_gla
 from torch import Tensor
 
 from linearize.ops import channel_gated as reference
 from linearize.ops.gated import repeat_heads
-from linearize_kernels.fla_rows import call_kernel
+from linearize_kernels.fla_rows import call_kernel, left_to_the_reference
 
 
 def channel_gated_recurrence(
@@ -32,7 +31,7 @@ def channel_gated_recurrence(
     """
     heads, dtype = q_BTNK.shape[2], q_BTNK.dtype
     is_single = q_BTNK.shape[1] == 1
-    if (is_single and torch.is_grad_enabled()) or q_BTNK.shape[1] == 0:
+    if left_to_the_reference(q_BTNK):
         return reference.channel_gated_recurrence(
             q_BTNK, k_BTMK, v_BTMV, g_BTNK, write_BTN=write_BTN, scale=scale, state_BNKV=state_BNKV
         )

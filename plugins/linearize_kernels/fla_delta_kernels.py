@@ -15,7 +15,7 @@ from torch import Tensor
 
 from linearize.ops import delta as reference
 from linearize.ops.gated import repeat_heads
-from linearize_kernels.fla_rows import call_kernel
+from linearize_kernels.fla_rows import call_kernel, left_to_the_reference
 
 # fla 0.6.0: ops/kda/chunk.py and ops/common/chunk_delta_h.py refuse wider keys.
 WIDEST_KEY = 256
@@ -40,7 +40,7 @@ def delta_recurrence(
     """
     heads, dtype = q_BTNK.shape[2], q_BTNK.dtype
     is_single = q_BTNK.shape[1] == 1
-    if (is_single and torch.is_grad_enabled()) or q_BTNK.shape[1] == 0 or q_BTNK.shape[3] > WIDEST_KEY:
+    if left_to_the_reference(q_BTNK) or q_BTNK.shape[3] > WIDEST_KEY:
         return reference.delta_recurrence(
             q_BTNK, k_BTMK, v_BTMV, beta_BTN, g,
             scale=scale, state_BNKV=state_BNKV, segments_BT=segments_BT, chunk_size=chunk_size,

@@ -5,7 +5,6 @@ Imported only where :mod:`linearize_kernels.usable` found fla so. Letters as in 
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from fla.modules.causal_conv1d import causal_conv1d
 from fla.ops.simple_gla import chunk_simple_gla, fused_recurrent_simple_gla
@@ -14,7 +13,7 @@ from torch import Tensor
 from linearize.ops import conv as torch_conv
 from linearize.ops import gated as torch_gated
 from linearize.ops.conv import Activation
-from linearize_kernels.fla_rows import call_kernel
+from linearize_kernels.fla_rows import call_kernel, left_to_the_reference
 
 
 def gated_recurrence(
@@ -32,7 +31,7 @@ def gated_recurrence(
     """See :func:`linearize.ops.gated.gated_recurrence`; the kernel's own chunk size is used."""
     heads, dtype = q_BTNK.shape[2], q_BTNK.dtype
     single = q_BTNK.shape[1] == 1
-    if (single and torch.is_grad_enabled()) or q_BTNK.shape[1] == 0:
+    if left_to_the_reference(q_BTNK):
         return torch_gated.gated_recurrence(
             q_BTNK, k_BTMK, v_BTMV, g_BTN, write_BTN=write_BTN, scale=scale, state_BNKV=state_BNKV
         )

@@ -8,8 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def left_to_the_reference(q_BTNK: Tensor) -> bool:
+    """Whether there is no token, or one that may need gradients, which the kernels for a single token do not have."""
+    length = q_BTNK.shape[1]
+    return length == 0 or (length == 1 and torch.is_grad_enabled())
 
 
 def call_kernel(

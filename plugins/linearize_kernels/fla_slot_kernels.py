@@ -5,12 +5,11 @@ Imported only where :mod:`linearize_kernels.usable` found fla so. Letters as in 
 
 from __future__ import annotations
 
-import torch
 from fla.ops.gsa import chunk_gsa, fused_recurrent_gsa
 from torch import Tensor
 
 from linearize.ops import slots as reference
-from linearize_kernels.fla_rows import Rows
+from linearize_kernels.fla_rows import Rows, left_to_the_reference
 
 
 def slot_attention(
@@ -32,7 +31,7 @@ def slot_attention(
     """
     dtype = q_BTNK.dtype
     is_single = q_BTNK.shape[1] == 1
-    if (is_single and torch.is_grad_enabled()) or q_BTNK.shape[1] == 0:
+    if left_to_the_reference(q_BTNK):
         return reference.slot_attention(
             q_BTNK, k_BTMK, v_BTMV, write_BTMS, g_BTMS, scale=scale, slot_keys_BMKS=slot_keys_BMKS,
             slot_values_BMSV=slot_values_BMSV,

@@ -59,12 +59,12 @@ class TransformersAdapter:
 
     @functools.cached_property
     def _found(self) -> dict[int, FoundSite]:
-        refuse_attention(self._empty_model, self.options.attention)
+        own_mask = self.config.model_type in OWN_MASK
+        refuse_attention(self._empty_model, self.options.attention, own_mask=own_mask)
         model, config = self._empty_model, copy.deepcopy(self.config.get_text_config(decoder=True))
         # The empty model is built as transformers chooses: what the option names need not be installed here.
         if self.options.attention != "auto":
             config._attn_implementation = self.options.attention
-        own_mask = self.config.model_type in OWN_MASK
         return {
             found.site.index: with_facts(model.get_submodule(found.site.path), found, config, own_mask=own_mask)
             for found in find_sites(model)

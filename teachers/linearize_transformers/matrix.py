@@ -46,8 +46,10 @@ without, greedily, by sampling and with beams; a saved student loads with equal 
 `linearize.testing.TeacherConformance`.
 
 The tests run on the oldest release of transformers that pyproject.toml admits and on the one in constraints.txt. Of
-the older ones, those before 5.21 leave out Gemma 2's soft cap unless `attention = "eager"`, and some want torchvision
-for the image processors of SmolVLM, Idefics3 and Ovis2 (`pip install 'linearize[vision]'`).
+the older ones, those before 5.21 leave out Gemma 2's soft cap unless `attention = "eager"`, those before 5.23 the soft
+cap of PaliGemma 2's logits, 5.17 writes other tokens with PaliGemma under `generate(use_cache=False)`, since it reads
+what it wrote in both directions, and some want torchvision for the image processors of SmolVLM, Idefics3 and Ovis2
+(`pip install 'linearize[vision]'`).
 
 | model type | images | attention, as stored | sites at | norms | window | positions | caveat |
 |---|---|---|---|---|---|---|---|

@@ -122,12 +122,20 @@ class _CountsOnTheCpu(TorchFunctionMode):
         return func(*args, **options)
 
 
-def refuse_attention(model: nn.Module, attention: str) -> None:
-    """Tells before a weight is loaded what transformers would tell while it loads them.
+def refuse_attention(model: nn.Module, attention: str, *, own_mask: bool) -> None:
+    """Tells before a weight is loaded what transformers would tell while it loads them, or not at all.
+
+    Args:
+        own_mask: whether some tokens see others that come after them.
 
     Raises:
         CheckpointError: a part of the model cannot compute its attention so.
     """
+    if own_mask and attention == "flash_attention_2":  # transformers 5.24 offers it no longer; earlier releases do
+        raise CheckpointError(
+            f"teacher.attention is '{attention}', which drops the mask by which {type(model).__name__} reads some "
+            "tokens in both directions; set teacher.attention to 'auto'"
+        )
     flag = SUPPORT_FLAGS.get(attention)
     parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)] if flag else []
     unable = dict.fromkeys(type(part).__name__ for part in parts if not getattr(part, str(flag), True))

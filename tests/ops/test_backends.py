@@ -98,8 +98,11 @@ def faulty_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_kernels_with_wrong_gradients_are_refused_with_the_remedy_and_not_passed_over(
     operation: str, name: str
 ) -> None:
-    with pytest.raises(BackendError, match=r"wrong gradients on Hopper GPUs with triton 3.6.0.*'triton>=3.7.1'"):
+    with pytest.raises(
+        BackendError, match=r"wrong gradients on Hopper GPUs with triton 3.6.0.*'triton>=3.7.1'"
+    ) as caught:
         choose(operation, name, "cuda")
+    assert "Use backend 'auto'" not in caught.value.text  # which is refused, too
     assert choose(operation, "torch", "cuda").backend == "torch"
 
 
@@ -142,12 +145,13 @@ def strangers_kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[KernelSpec]:
 
 
 class PluginOf:
-    def __init__(self, spec: KernelSpec) -> None:
-        self.spec = spec
+    def __init__(self, *specs: KernelSpec) -> None:
+        self.specs = specs
 
     @hookimpl
     def linearize_register(self, register: Any) -> None:
-        register(self.spec)
+        for spec in self.specs:
+            register(spec)
 
 
 def test_a_strangers_kernel_is_preferred_named_and_gone_with_its_plug_in(strangers_kernel: KernelSpec) -> None:
@@ -194,6 +198,17 @@ def test_two_kernels_of_one_backend_and_operation_are_refused() -> None:
     other = KernelSpec(name="x", operation="gated", backend="fla", build="a:b", source="https://example.org")
     with pytest.raises(PluginError, match="kernel 'x' computes 'gated' for backend 'fla', as kernel 'fla_gated' does"):
         Plugins.discover().add(PluginOf(other), name="stranger")
+
+
+def test_of_a_plug_in_that_is_refused_no_kernel_is_ever_chosen() -> None:
+    spec = KernelSpec(
+        name="first", operation="gated", backend="swift", build="a:b", preference=30, source="https://example.org"
+    )
+    refused = dataclasses.replace(spec, name="second", backend="fla")
+    with pytest.raises(PluginError, match="kernel 'second' computes 'gated' for backend 'fla'"):
+        Plugins.discover().add(PluginOf(spec, refused), name="stranger")
+    assert choose("gated", "auto", "cpu").kernel is gated_recurrence
+    assert "swift" not in available_backends("cpu")
 
 
 def gated_inputs() -> dict[str, Any]:

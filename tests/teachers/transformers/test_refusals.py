@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from linearize_transformers import models
 from linearize_transformers.adapter import TransformersAdapter
 from linearize_transformers.config import TransformersTeacherConfig
 from linearize_transformers.models import empty_model
@@ -242,6 +243,17 @@ def test_flash_attention_is_refused_where_a_part_of_the_model_has_none(checkpoin
     with pytest.raises(CheckpointError, match=r"'flash_attention_2'.*for MllamaForConditionalGeneration, "):
         TransformersAdapter(TransformersTeacherConfig(checkpoint=str(checkpoint("mllama")), **options)).sites()
     assert TransformersAdapter(TransformersTeacherConfig(checkpoint=str(checkpoint("llama")), **options)).sites()
+
+
+@pytest.mark.parametrize("name", ["gemma3", "paligemma"])
+def test_flash_attention_is_refused_where_it_would_drop_the_model_s_mask(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Releases of transformers before 5.24 offer it for these."""
+    monkeypatch.setattr(models, "SUPPORT_FLAGS", {})
+    options = TransformersTeacherConfig(checkpoint=str(checkpoint(name)), attention="flash_attention_2")
+    with pytest.raises(CheckpointError, match=r"drops the mask by which \w+ForConditionalGeneration reads some tokens"):
+        TransformersAdapter(options).sites()
 
 
 @pytest.mark.parametrize("checkpoint", ["./no/such/folder", "/nowhere", "a/b/c"])

@@ -107,7 +107,10 @@ class LinearMixer(nn.Module):
 
         An invalid token has to write nothing and to leave the state undecayed; its q, k and v may hold anything finite.
         """
-        raise NotImplementedError(f"{type(self).__name__} defines no recurrence")
+        raise NotImplementedError(
+            f"{type(self).__name__} defines no recurrence; define recur(), which returns the output [B, T, N, V] and "
+            "the state after the last token"
+        )
 
     def empty_recurrent_state(self, batch_size: int, *, device: torch.device | str, dtype: torch.dtype) -> State:
         """What ``recur`` has in its state before the first token; see ``empty_state``."""

@@ -210,7 +210,7 @@ def test_one_tap_and_unknown_norms_are_refused() -> None:
 
 def test_a_mixer_without_a_recurrence_says_so() -> None:
     mixer = LinearMixer(LinearMixerOptions(), SITE)
-    with pytest.raises(NotImplementedError, match="LinearMixer defines no recurrence"):
+    with pytest.raises(NotImplementedError, match=r"no recurrence; define recur\(\), which returns"):
         mixer(torch.randn(1, 2, 12))
 
 

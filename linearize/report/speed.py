@@ -216,7 +216,7 @@ def machine(bench: Bench) -> str:
     device = where.get("processor", "CPU") if where.get("device") == "cpu" else where.get("device")
     parts = [device, bench.settings.get("dtype")]
     if where.get("device") == "cpu":
-        parts.append(f"{where.get('threads')} threads")
+        parts.append(counted(int(where["threads"]), "thread") if "threads" in where else "")
     parts += [f"{name} {packages[name]}" for name in ("torch", "transformers") if name in packages]
     parts.append(f"commit {where['commit']}" if where.get("commit") else "")
     return ", ".join(str(part) for part in parts if part)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from speeds import make_bench
 
-from linearize.report.speed import read_bench, speed_tables
+from linearize.report.speed import machine, read_bench, speed_tables
 
 
 def test_a_row_gives_medians_ranges_and_ratios() -> None:
@@ -40,3 +41,9 @@ def test_what_is_no_bench_of_this_format_reads_as_none(tmp_path: Path) -> None:
     for content in ("[1]", "{", json.dumps({**make_bench().as_json(), "format": 2}), '{"format": 1, "cells": 3}'):
         (tmp_path / "bench.json").write_text(content)
         assert read_bench(tmp_path) is None
+
+
+def test_a_cpu_is_told_with_its_threads_as_far_as_they_are_known() -> None:
+    cpu = {"device": "cpu", "processor": "AMD EPYC"}
+    told = [machine(replace(make_bench(), environment=cpu | more)) for more in ({"threads": 1}, {"threads": 2}, {})]
+    assert told == ["AMD EPYC, bfloat16, 1 thread", "AMD EPYC, bfloat16, 2 threads", "AMD EPYC, bfloat16"]

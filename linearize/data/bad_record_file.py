@@ -26,7 +26,7 @@ class BadRecordFile:
     def __init__(self, folder: Path, *, rank: int = 0, warn: Callable[[str], None] | None = None) -> None:
         self.path = folder / (NAME if rank == 0 else f"bad_records.rank{rank}.jsonl")
         self._warn, self._num_warnings = warn, 0
-        self._known = {(line["source"], line["index"]) for line in _lines(self.path)}
+        self._known = {(line["source"], line["index"], line.get("left_out", True)) for line in _lines(self.path)}
         self._num_followed = 0
 
     def follow(self, source: DataSource) -> None:
@@ -45,10 +45,10 @@ class BadRecordFile:
         Raises:
             OSError: the file cannot be written.
         """
-        new = [one for one in records if (one.source, one.line) not in self._known]
+        new = [one for one in records if (one.source, one.line, one.left_out) not in self._known]
         if not new:
             return
-        self._known.update((one.source, one.line) for one in new)
+        self._known.update((one.source, one.line, one.left_out) for one in new)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+b") as file:
             if file.tell() and not _ends_a_line(self.path):
@@ -82,11 +82,14 @@ def _text(records: Sequence[BadRecord]) -> str:
 
 
 def read_bad_records(folder: Path) -> list[dict[str, Any]]:
-    """What all processes of a run wrote, each record once; what is damaged reads as absent."""
+    """What all processes wrote, each record once: as left out where it was cut first; what is damaged is absent."""
     found: dict[tuple[Any, Any], dict[str, Any]] = {}
     for path in sorted(folder.glob("bad_records*.jsonl")):
         for line in _lines(path):
-            found.setdefault((line["source"], line["index"]), line)
+            place = line["source"], line["index"]
+            if line.get("left_out", True) and not found.get(place, line).get("left_out", True):
+                found[place] = line
+            found.setdefault(place, line)
     return list(found.values())
 
 

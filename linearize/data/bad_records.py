@@ -56,20 +56,20 @@ class BadRecords:
         self._noun = "record" if unit == "line" else unit
         self.num_records = 0
         self._num_counting = 0
-        self._by_place: dict[tuple[str, int], BadRecord] = {}
+        # By place and whether it is left out: one that was cut may turn out later to be none for the teacher.
+        self._found: dict[tuple[str, int, bool], BadRecord] = {}
         self._lock = threading.Lock()  # a prefetching thread and an evaluation may read at the same time
 
     def __len__(self) -> int:
         return sum(record.left_out for record in self.records())
 
     def __contains__(self, line: int) -> bool:
-        record = self._by_place.get((self.name, line))
-        return record is not None and record.left_out
+        return (self.name, line, True) in self._found
 
     def records(self) -> list[BadRecord]:
         """All of them and those that were cut, in the order in which they were found."""
         with self._lock:
-            return list(self._by_place.values())
+            return list(self._found.values())
 
     @property
     def limit(self) -> int:
@@ -85,20 +85,14 @@ class BadRecords:
         Args:
             source, unit: of the record, where it is one of several files.
         """
-        place = source or self.name, line
+        record = BadRecord(source or self.name, unit or self.unit, line, error.fault, str(error), error.counts)
         with self._lock:
-            if place not in self._by_place:
-                self._by_place[place] = BadRecord(
-                    place[0], unit or self.unit, line, error.fault, str(error), error.counts
-                )
-                self._num_counting += error.counts
+            self._note(record)
 
     def add_cut(self, line: int, reason: str) -> None:
         """Notes a record of which only a part is used, once."""
         with self._lock:
-            self._by_place.setdefault(
-                (self.name, line), BadRecord(self.name, self.unit, line, CUT, reason, counts=False, left_out=False)
-            )
+            self._note(BadRecord(self.name, self.unit, line, CUT, reason, counts=False, left_out=False))
 
     def take_over(self, records: Iterable[BadRecord]) -> None:
         """Adds records that a copy of this account has, once.
@@ -108,11 +102,14 @@ class BadRecords:
         """
         with self._lock:
             for record in records:
-                place = record.source, record.line
-                if place not in self._by_place:
-                    self._by_place[place] = record
-                    self._num_counting += record.counts
+                self._note(record)
         self.check_limit()
+
+    def _note(self, record: BadRecord) -> None:
+        place = record.source, record.line, record.left_out
+        if place not in self._found:
+            self._found[place] = record
+            self._num_counting += record.counts
 
     def first_good(
         self, index: int, size: int, line_of: Callable[[int], int], read: Callable[[int], T], *, none_left: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
@@ -24,7 +25,7 @@ class UnfitRecords:
 
     def __init__(self, reader: SampleReader, source: DataSource) -> None:
         self._reader = reader
-        self._refused: dict[Hashable, str] = {}
+        self._refused: dict[Hashable, dict[str, str]] = {}  # key -> pixels -> reason
         self._fits = isinstance(source, FitsTeacher)
         if isinstance(source, FitsTeacher):
             source.fit_to(self._num_tokens)
@@ -49,21 +50,32 @@ class UnfitRecords:
 
     def _refuse_unfit(self, samples: Sequence[Sample]) -> bool:
         """Notes which conversations are refused by themselves; whether there are new ones."""
-        before = len(self._refused)
+        found_new = False
         for conversation in (one for one in samples if isinstance(one, Conversation)):
             try:
                 self._reader.batch([conversation])
             except DataError as error:
-                self._refused.setdefault(_key(conversation), str(error))
-        return len(self._refused) > before
+                reasons = self._refused.setdefault(_key(conversation), {})
+                pixels = _pixels(conversation)
+                found_new |= pixels not in reasons
+                reasons.setdefault(pixels, str(error))
+        return found_new
 
     def _num_tokens(self, conversation: Conversation) -> int:
-        refused = self._refused.get(_key(conversation))
-        if refused is not None:
-            raise DataError(refused)
+        reasons = self._refused.get(_key(conversation))
+        if reasons is not None and (reason := reasons.get(_pixels(conversation))) is not None:
+            raise DataError(reason)
         return self._reader.num_tokens(conversation)
 
 
 def _key(conversation: Conversation) -> Hashable:
-    """Without pixels, so that an outline has the same."""
+    """What is cheap to compare, so that pixels are read only where it is that of a refused one."""
     return conversation.id, conversation.turns, tuple(image.size for image in conversation.images)
+
+
+def _pixels(conversation: Conversation) -> str:
+    """Tells apart conversations of one key: whether one is refused must not depend on which were drawn before."""
+    digest = hashlib.sha256()
+    for image in conversation.images:
+        digest.update(image.mode.encode() + image.tobytes())
+    return digest.hexdigest()

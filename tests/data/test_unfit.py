@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
+from linearize.data.bad_record_file import BadRecordFile, read_bad_records
 from linearize.data.llava_json import LlavaJsonConfig, LlavaJsonSource
 from linearize.data.samples import SampleReader
 from linearize.data.unfit import UnfitRecords
@@ -118,3 +120,55 @@ def test_a_source_that_goes_on_giving_what_is_refused_is_answered_with_the_reaso
     source = Deaf() if leaves_out else Stubborn()
     with pytest.raises(DataError, match="what a processor makes of '1' is nothing"):
         Training(Picky("1"), source).batch(0, 1)
+
+
+def test_one_that_differs_from_a_refused_one_in_pixels_alone_is_taken_whatever_was_drawn_before(tmp_path: Path) -> None:
+    """Else a resumed run, which has not drawn the refused one again, would take what the other run left out."""
+
+    class WantsLight(Picky):
+        def batch(self, conversations: Sequence[Conversation]) -> Batch:
+            if any(image.getpixel((0, 0)) == (0, 0, 0) for one in conversations for image in one.images):
+                raise DataError("too dark")
+            return super().batch(conversations)
+
+    turns = [{"from": "human", "value": "<image>what?"}, {"from": "gpt", "value": "that"}]
+    for name, color in (("dark", "black"), ("light", "white")):
+        Image.new("RGB", (4, 4), color).save(tmp_path / f"{name}.png")
+    values = [{"id": str(at), "image": f"{name}.png", "conversations": turns}
+              for at, name in ((7, "dark"), (7, "light"), (8, "light"))]  # fmt: skip
+    path = tmp_path / "records.jsonl"
+    path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
+
+    def training() -> Training:
+        return Training(WantsLight(), LlavaJsonSource(LlavaJsonConfig(path=path, max_bad=1)))
+
+    killed, left_alone = training(), training()
+    assert left_alone.batch(0) == [7]
+    assert killed.batch(1, 2) == left_alone.batch(1, 2) == [7, 8]
+
+
+def test_one_that_is_cut_and_then_refused_counts_as_bad_in_the_account_and_the_file(tmp_path: Path) -> None:
+    def shortened(max_bad: int) -> LlavaJsonSource:
+        turns = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "that"}]
+        path = tmp_path / "records.jsonl"
+        lines = [{"id": str(number), "conversations": turns * (2 - number)} for number in range(2)]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        return LlavaJsonSource(LlavaJsonConfig(path=path, max_tokens=1, too_long="truncate", max_bad=max_bad))
+
+    class CountsTurns(Picky):
+        def num_tokens(self, conversation: Conversation) -> int:
+            return len(conversation.turns)
+
+    source = shortened(max_bad=1)
+    file = BadRecordFile(tmp_path)
+    training = Training(CountsTurns("0"), source)
+    assert source[0].id == "0"
+    file.follow(source)
+    assert training.batch(0) == [1]
+    file.follow(source)
+    assert [(bad.line, bad.fault, bad.left_out) for bad in source.bad_records()] == [
+        (1, "cut short", False), (1, "not for this teacher", True),
+    ]  # fmt: skip
+    assert [line["fault"] for line in read_bad_records(tmp_path)] == ["not for this teacher"]
+    with pytest.raises(DataError, match="at most 0 may be"):
+        Training(CountsTurns("0"), shortened(max_bad=0)).batch(0)

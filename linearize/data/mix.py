@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Self
 
 import numpy as np
@@ -130,19 +131,25 @@ class MixSource:
                 source.fit_to(num_tokens)
 
     def bad_records(self) -> list[BadRecord]:
-        """What all sources left out or cut, as far as it was asked for in this order."""
+        """What all sources left out or cut, as far as it was asked for in this order.
+
+        Each tells its source by its name here too: two may read one file, and leave out different records of it.
+        """
         for name, source in self.sources.items():
             if isinstance(source, LeavesOut):
                 records = source.bad_records()
-                self._bad += records[self._num_followed[name] :]
+                new = records[self._num_followed[name] :]
+                self._bad += [replace(record, source=f"{name}: {record.source}") for record in new]
                 self._num_followed[name] = len(records)
         return list(self._bad)
 
     def take_over(self, records: Sequence[BadRecord]) -> None:
         """Lets every source add what copies of it found."""
-        for source in self.sources.values():
+        for name, source in self.sources.items():
             if isinstance(source, SharesAccount):
-                source.take_over(records)
+                before = f"{name}: "
+                own = [record for record in records if record.source.startswith(before)]
+                source.take_over([replace(record, source=record.source.removeprefix(before)) for record in own])
 
     def contents(self) -> str:
         """What each source holds, and its share."""

@@ -83,6 +83,7 @@ def test_a_checked_mixture_gives_the_samples_of_its_sources_and_their_account(ta
     assert names == {"x", "z"}
     [bad] = checked.source.bad_records()  # type: ignore[attr-defined]
     assert (bad.line, bad.fault) == (2, "too long")
+    assert bad.source.startswith("pictures: ")
     told = checked.with_tokens().plan
     assert told.data == (
         "75.0 % pictures (3 conversations); 25.0 % prose (1 document, 122 tokens in 7 rows of 16); "
@@ -90,6 +91,20 @@ def test_a_checked_mixture_gives_the_samples_of_its_sources_and_their_account(ta
     )
     assert told.stages[0].tokens
     assert checked.source.outline(0) is not None  # type: ignore[attr-defined]
+
+
+def test_what_one_source_leaves_out_of_a_file_another_that_reads_it_keeps(tables: dict[str, Any]) -> None:
+    """In a worker's account too, else the next stage would draw other samples than without workers."""
+    pictures = tables["sources"]["pictures"]
+    tables = {"type": "mix", "sources": {"short": pictures, "any": {**pictures, "max_tokens": 16384}}}
+    worker, run = (check_recipe(recipe(tables), [], Plugins.discover()).source for _ in range(2))
+    assert isinstance(worker, MixSource)
+    assert isinstance(run, MixSource)
+    drawn = [worker[index] for index in range(64)]
+    assert {one.id for one in drawn if isinstance(one, Conversation)} == {"x", "y", "z"}
+    run.take_over(worker.bad_records())
+    assert run.bad_records() == worker.bad_records()
+    assert [run[index] for index in range(64)] == drawn
 
 
 def test_what_is_wrong_with_a_source_is_told_by_its_path(tables: dict[str, Any]) -> None:

@@ -107,6 +107,40 @@ def test_a_record_that_only_a_batch_shows_to_be_bad_is_skipped_whenever_it_comes
     assert json.loads(told_once)["index"] == line
 
 
+def test_a_record_refused_midway_leaves_the_same_weights_with_workers_and_after_a_kill(
+    demo: Any, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before the refusal, and after it, where the run that goes on has not met it."""
+    batch, lines = HovleAdapter.batch, (exported / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    unfit = json.loads(lines[29])["id"]
+
+    def picky(self: HovleAdapter, conversations: Any, **options: Any) -> Any:
+        if any(one.id == unfit for one in conversations):
+            raise DataError("its pixels are no picture")
+        return batch(self, conversations, **options)
+
+    monkeypatch.setattr(HovleAdapter, "batch", picky)
+    recipe = _from(exported / "records.jsonl", max_bad=1)
+    for name in ("whole", "workers"):
+        (tmp_path / name).mkdir()
+    whole, _ = demo.run(monkeypatch, tmp_path / "whole", recipe)
+    wanted = [demo.weights(whole, stage) / "weights.safetensors" for stage in range(1, len(demo.stages) + 1)]
+    run, _ = demo.run(monkeypatch, tmp_path / "workers", recipe | {"run.workers": 2})
+    account = (whole / "bad_records.jsonl").read_bytes()
+    for stage in (None, 3, 2):
+        if stage is not None:
+            (run / "bad_records.jsonl").unlink(missing_ok=True)
+            (run / "evaluation").mkdir(exist_ok=True)
+            demo.unfinish(run, stage=stage)
+            for done in (run / "stages").glob(f"{stage}-*/checkpoints/step-*"):
+                (done / "manifest.json").unlink()
+            demo.run(monkeypatch, tmp_path / "workers", recipe | {"run.workers": 2 if stage == 3 else 0})
+        for number, path in enumerate(wanted, 1):
+            assert (demo.weights(run, number) / "weights.safetensors").read_bytes() == path.read_bytes()
+        if stage is None:
+            assert (run / "bad_records.jsonl").read_bytes() == account
+
+
 def test_one_bad_record_more_than_the_limit_stops_the_run_before_it_begins(
     demo: Any, exported: Path, spoilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
